@@ -1,0 +1,37 @@
+"""One step of stochastic gradient descent, with momentum as in torch, or Nesterov's (Sutskever et al., 2013).
+
+    g = scale * grad  (sign flipped to maximize) + wd p
+    b = momentum b + (1 - dampening) g
+    p = p - lr (g + momentum b)  nesterov;  p - lr b  with momentum;  p - lr g  without
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def sgd_step(
+    params: list[Array],
+    grads: list[Array],
+    momentum_buffer: list[Array] | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+    scale: float,
+) -> None:
+    """Update params and momentum_buffer in place; grads are only read."""
+    with np.errstate(all="ignore"):
+        for k, (p, g) in enumerate(zip(params, grads, strict=True)):
+            g = g * (-scale if maximize else scale)
+            if weight_decay != 0:
+                g = g + weight_decay * p
+            if momentum_buffer is not None:
+                b = momentum_buffer[k]
+                b[...] = momentum * b + (1 - dampening) * g
+                g = g + momentum * b if nesterov else b
+            p -= lr * g
