@@ -1,0 +1,310 @@
+"""Matrix products of the layers and the recurrent steps, on the same threads as every other kernel.
+
+    out (M, N) = a (M, K) @ b (K, N) + start,    start = 0, a bias (N,), or out itself
+
+Why not BLAS: after a product OpenBLAS's threads spin for some 100 ms on the cores that the next kernel needs, and it
+packs its right operand anew in every call, which for the 32 x 256 x 1024 product of one LSTM step costs half of the
+time (150 to 195 GFLOP/s on two cores whose large products reach 400). Here the operand is packed once per sequence.
+
+b is packed into panels: NR columns, all K rows, [panel][k][NR], zeros past column N. A micro-kernel keeps a tile of up
+to MR rows by NR columns in registers over k. Each element of the result is one chain of fused multiply-adds in
+the order of k, interrupted every KC steps by a round trip through memory, which changes nothing: so the bits of the
+result depend neither on the number of threads nor on how rows fell into tiles.
+
+Flops: 2 M N K. Bytes: K N read and written for the packing, then M K + K N + 2 M N.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+
+from . import runtime
+from .simd import Machine, Value, traced
+
+VECTOR_BYTES = 64
+# 32 vector registers of 64 bytes hold a tile of 12 x 2 vectors, two of b and one of a; 16 of 32 bytes hold 6 x 2.
+ROWS, VECTORS = (12, 2) if llvm.get_host_cpu_features().get("avx512f") else (6, 1)
+DEPTH = 256  # KC: a panel of 256 x 32 floats is 32 KB, within a first-level cache
+BLOCK_ROWS = 8 * ROWS  # rows of one task: its packed part of a stays in a second-level cache
+
+
+def lanes(dtype: np.dtype) -> int:
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def panel_columns(dtype: np.dtype) -> int:
+    """Return NR, the number of columns in a panel of packed b."""
+    return VECTORS * lanes(dtype)
+
+
+def packed_size(k: int, n: int, dtype: np.dtype) -> int:
+    """Return how many elements b (k, n) takes when packed."""
+    columns = panel_columns(dtype)
+    return -(-n // columns) * columns * k
+
+
+@functools.cache
+def _tile(dtype: np.dtype, packed: bool) -> Any:
+    """Return the micro-kernel (rows, a, a_stride, b, c, c_stride, start, start_stride, depth, columns), bytes all.
+
+    rows : 1 to ROWS
+    a : first element of the tile's rows; if `packed`, [k][ROWS]; else rows `a_stride` bytes apart
+    b : panel, [k][NR]
+    c (rows, columns) : out; `start` what the sums begin with, with a stride of 0 for one row shared by all
+    """
+    item = dtype.itemsize
+
+    def tile(m, rows, a, a_stride, b, c, c_stride, start, start_stride, depth, columns):
+        masks = [m.mask(columns - v * m.lanes) for v in range(VECTORS)]
+
+        def of_height(height: int) -> None:
+            def step(k: Value, sums: list[Value]) -> list[Value]:
+                right = [m.load(b + k * (VECTORS * VECTOR_BYTES) + v * VECTOR_BYTES) for v in range(VECTORS)]
+                out = []
+                for r in range(height):
+                    left = m.load_scalar(a + k * (ROWS * item) + r * item if packed else a + a_stride * r + k * item)
+                    out += [m.fma(left, right[v], sums[r * VECTORS + v]) for v in range(VECTORS)]
+                return out
+
+            def cell(base: Value, stride: Value, r: int, v: int) -> Value:
+                return base + stride * r + v * VECTOR_BYTES
+
+            cells = [(r, v) for r in range(height) for v in range(VECTORS)]
+            sums = m.loop(0, depth, 1, [m.load(cell(start, start_stride, r, v), masks[v]) for r, v in cells], step)
+            for (r, v), value in zip(cells, sums, strict=True):
+                m.store(cell(c, c_stride, r, v), value, masks[v])
+
+        m.switch(rows, {height: functools.partial(of_height, height) for height in range(1, ROWS + 1)})
+
+    return traced(tile, dtype, lanes(dtype))
+
+
+@functools.cache
+def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
+    """Return the Numba function that multiplies a few rows by packed panels, for use inside other kernels.
+
+    (a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last)
+
+    a (rows, k) : address, rows `a_stride` bytes apart, elements adjacent; if `packed`, [group of ROWS][k][ROWS] of
+        the part k_first to k_last alone
+    b : address of the packed panels; c, start (rows, n): addresses and byte strides
+    """
+    tile = _tile(dtype, packed)
+    item = dtype.itemsize
+    width = panel_columns(dtype)
+
+    @numba.njit(**runtime.INNER)
+    def multiply(
+        a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last
+    ):
+        groups = (rows + ROWS - 1) // ROWS
+        depth = k_last - k_first
+        for panel in range(first_panel, first_panel + panels):
+            column = panel * width
+            b_panel = b + (panel * k + k_first) * width * item
+            for group in range(groups):
+                if packed:
+                    row = group * ROWS
+                    height = min(ROWS, rows - row)
+                    a_tile = a + row * depth * item
+                else:  # even heights: 16 rows are two tiles of 8, not one of 12 and one of 4
+                    row = rows * group // groups
+                    height = rows * (group + 1) // groups - row
+                    a_tile = a + row * a_stride + k_first * item
+                tile(
+                    height,
+                    a_tile,
+                    a_stride,
+                    b_panel,
+                    c + row * c_stride + column * item,
+                    c_stride,
+                    start + row * start_stride + column * item,
+                    start_stride,
+                    depth,
+                    min(width, n - column),
+                )
+
+    return multiply
+
+
+# --- packing
+
+
+def _copy_rows(m: Machine, source: Value, target: Value, columns: Value) -> None:
+    """Copy one row of b into a panel: `columns` elements, then zeros."""
+    for v in range(VECTORS):
+        m.store(target + v * VECTOR_BYTES, m.load(source + v * VECTOR_BYTES, m.mask(columns - v * m.lanes)))
+
+
+def _copy_transposed(m: Machine, source: Value, stride: Value, target: Value, columns: Value, rows: Value) -> None:
+    """Transpose `columns` rows of the source, `stride` bytes apart and `rows` elements long, into a square of b."""
+    vectors = [
+        m.load(source + stride * c, m.mask(m.choose(columns > c, rows, 0))) for c in range(m.lanes)
+    ]
+    for k, vector in enumerate(m.transpose(vectors)):
+        m.when(rows > k, functools.partial(m.store, target + k * (VECTORS * VECTOR_BYTES), vector))
+
+
+@runtime.kernel
+def _pack(dtype: np.dtype, transposed: bool) -> Any:
+    """Pack one panel of b. pointers: b, stride in bytes, K, N, target."""
+    item, width, step = dtype.itemsize, panel_columns(dtype), lanes(dtype)
+    copy_rows = traced(_copy_rows, dtype, step)
+    copy_transposed = traced(_copy_transposed, dtype, step)
+
+    def pack(panel, pointers, scalars):
+        source, stride, k, n = pointers[0], pointers[1], pointers[2], pointers[3]
+        column = panel * width
+        target = pointers[4] + column * k * item
+        if transposed:
+            for first in range(0, width, step):
+                columns = min(step, max(n - column - first, 0))
+                for row in range(0, k, step):
+                    copy_transposed(
+                        source + (column + first) * stride + row * item,
+                        stride,
+                        target + (row * width + first) * item,
+                        columns,
+                        min(step, k - row),
+                    )
+        else:
+            for row in range(k):
+                copy_rows(source + row * stride + column * item, target + row * width * item, n - column)
+
+    return pack
+
+
+def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True) -> np.ndarray:
+    """Return b (K, N) in panels; b is row-major or the transpose of a row-major array, with any row stride."""
+    k, n = b.shape
+    if packed is None:
+        packed = runtime.empty(packed_size(k, n, b.dtype), b.dtype)
+    rows, columns = b.strides
+    transposed = columns != b.itemsize and n > 1
+    if transposed and rows != b.itemsize and k > 1:
+        b, transposed = np.ascontiguousarray(b), False
+        rows = b.strides[0]
+    pointers = np.array([runtime.address(b), columns if transposed else rows, k, n, runtime.address(packed)], np.int64)
+    panels = -(-n // panel_columns(b.dtype))
+    runtime.run(_pack(b.dtype, transposed), panels, pointers, runtime.NO_SCALARS, parallel and k * n > 16384)
+    return packed
+
+
+# --- the product
+
+
+def _copy_group(m: Machine, source: Value, target: Value, rows: Value) -> None:
+    """Copy one column of a group of rows; the lanes past ROWS are overwritten by the next."""
+    for first in range(0, ROWS, m.lanes):
+        m.store(m.at(target, first), m.load(m.at(source, first), m.mask(rows - first)))
+
+
+@runtime.kernel
+def _product(dtype: np.dtype, packed: bool) -> Any:
+    """Compute a block of rows times a range of panels.
+
+    pointers: a, a's stride, M, packed b, K, N, c, its stride, start, its stride, row blocks, panels per block, scratch,
+    scratch bytes per block, rows per block. If `packed`, a is the transpose of a row-major array, and is packed here.
+    """
+    multiply = rows_by_panels(dtype, packed)
+    copy_group = traced(_copy_group, dtype, lanes(dtype))
+    item, width = dtype.itemsize, panel_columns(dtype)
+
+    def product(block, pointers, scalars):
+        a, a_stride, rows, b, k, n = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
+        c, c_stride, start, start_stride = pointers[6], pointers[7], pointers[8], pointers[9]
+        row_blocks, panels_per_block = pointers[10], pointers[11]
+        scratch = pointers[12] + block * pointers[13]
+        block_rows = pointers[14]
+        row = block % row_blocks * block_rows
+        first_panel = block // row_blocks * panels_per_block
+        panels = min(panels_per_block, (n + width - 1) // width - first_panel)
+        height = min(block_rows, rows - row)
+        c += row * c_stride
+        start += row * start_stride
+        for k_first in range(0, k, DEPTH):
+            k_last = min(k, k_first + DEPTH)
+            if packed:
+                depth = k_last - k_first
+                for group in range(0, height, ROWS):
+                    for i in range(depth):
+                        copy_group(
+                            a + (k_first + i) * a_stride + (row + group) * item,
+                            scratch + (group * depth + i * ROWS) * item,
+                            min(ROWS, height - group),
+                        )
+                left = scratch
+            else:
+                left = a + row * a_stride
+            multiply(
+                left, a_stride, height, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last
+            )
+            start, start_stride = c, c_stride
+
+    return product
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(n: int, dtype: np.dtype) -> np.ndarray:
+    return np.zeros(n, dtype)
+
+
+def matmul(
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    bias: np.ndarray | None = None,
+    accumulate: bool = False,
+    packed_b: np.ndarray | None = None,
+) -> None:
+    """Write a @ b + bias into out, or add a @ b to it.
+
+    a (M, K), b (K, N) : row-major or transposed views of row-major arrays, any row stride, same dtype
+    out (M, N) : rows adjacent in memory, no overlap with a and b
+    bias (N,) : contiguous
+    packed_b : `pack(b)`, if the caller has it
+    """
+    dtype = out.dtype
+    (rows, k), n = a.shape, out.shape[1]
+    if rows == 0 or n == 0:
+        return
+    if k == 0:
+        if not accumulate:
+            out[...] = 0 if bias is None else bias
+        return
+    if packed_b is None:
+        packed_b = pack(b)
+    transposed = a.strides[1] != a.itemsize and k > 1
+    if transposed and a.strides[0] != a.itemsize and rows > 1:
+        a, transposed = np.ascontiguousarray(a), False
+    a_stride = a.strides[1] if transposed else a.strides[0]
+    if accumulate:
+        start, start_stride = out, out.strides[0]
+    else:
+        start, start_stride = (_zeros(n, dtype) if bias is None else bias), 0
+
+    panels = -(-n // panel_columns(dtype))
+    threads = runtime.num_threads()
+    work = rows * n * k
+    # A multiple of ROWS near M / threads, so that a product of few rows still gives each thread one block.
+    block_rows = min(BLOCK_ROWS, max(ROWS, -(-rows // threads // ROWS) * ROWS))
+    row_blocks = -(-rows // block_rows)
+    splits = 1 if row_blocks >= threads else min(panels, -(-threads // row_blocks))
+    panels_per_block = -(-panels // splits)
+    blocks = row_blocks * -(-panels // panels_per_block)
+    scratch_bytes = -(-(block_rows * min(k, DEPTH) * dtype.itemsize + VECTOR_BYTES) // 4096) * 4096 if transposed else 0
+    scratch = np.empty(blocks * scratch_bytes, np.uint8)
+    pointers = np.array(
+        [
+            runtime.address(a), a_stride, rows, runtime.address(packed_b), k, n,
+            runtime.address(out), out.strides[0], runtime.address(start), start_stride,
+            row_blocks, panels_per_block, runtime.address(scratch), scratch_bytes, block_rows,
+        ],
+        np.int64,
+    )  # fmt: skip
+    runtime.run(_product(dtype, transposed), blocks, pointers, runtime.NO_SCALARS, parallel=work > 2**17)

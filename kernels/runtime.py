@@ -1,0 +1,279 @@
+"""Compile the CPU kernels, keep them on disk, and run them over blocks on all cores.
+
+A kernel is a Python function `kernel(block, pointers, scalars)` that Numba compiles to a C function:
+
+    block     int64    which block of the work; blocks are independent of each other and of the number of threads
+    pointers  int64[]  addresses, sizes and tables of them; what each entry means is the kernel's own contract
+    scalars   double[] rates and coefficients; a float32 kernel rounds them once to float32
+
+`run(kernel, blocks, pointers, scalars)` is the one door: it runs all blocks, in parallel where asked.
+
+The compile cache can't serve a stale kernel: the name of its folder is a hash of every source file in this package, of
+the versions of Numba and LLVM, and of the processor. It lies in $FASTGRAD_CACHE_DIR, else in the user's cache folder,
+else in a private folder under the temporary one; where nothing can be written, kernels are compiled anew in each process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba import prange, types
+from numba.core import cgutils
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.extending import intrinsic
+
+# No fast-math flag anywhere: nnan and ninf would let the compiler assume away what this library must report, and
+# contraction is written out as fma where it is wanted (see simd.py).
+OPTIONS: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": False}
+INNER: dict[str, Any] = {k: v for k, v in OPTIONS.items() if k != "nopython"}  # njit options of functions in kernels
+SIGNATURE = types.void(types.int64, types.CPointer(types.int64), types.CPointer(types.float64))
+NO_SCALARS = np.empty(0)
+GENERATIONS_KEPT = 4  # folders of earlier sources left in the cache
+
+
+@intrinsic
+def _call_kernel(typingctx, address, block, pointers, scalars):
+    """Call the C function at `address` with (block, pointers, scalars), the last two given as addresses."""
+
+    def generate(context, builder, signature, values):
+        from llvmlite import ir
+
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), cgutils.voidptr_t, cgutils.voidptr_t])
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        builder.call(
+            function,
+            [values[1], builder.inttoptr(values[2], cgutils.voidptr_t), builder.inttoptr(values[3], cgutils.voidptr_t)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def peek(typingctx, address, index):
+    """Return the int64 number `index` of the table at `address`."""
+
+    def generate(context, builder, signature, values):
+        from llvmlite import ir
+
+        table = builder.inttoptr(values[0], ir.PointerType())
+        return builder.load(builder.gep(table, [values[1]], source_etype=ir.IntType(64)), typ=ir.IntType(64))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+# --- compile cache
+
+
+@functools.cache
+def source_hash() -> str:
+    """Return a hash of all that compiled code is made of: these sources, the compilers, the processor."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    target = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
+    digest.update(repr((target, numba.__version__, llvmlite.__version__, np.__version__, sys.version)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _usable(folder: Path) -> bool:
+    """Create `folder`, private to this user, and say whether files can be written into it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            return False  # code is loaded from here: never from another user's folder
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Return the folder of this generation of compiled kernels, or None where nothing can be written."""
+    if "FASTGRAD_CACHE_DIR" in os.environ:
+        roots = [Path(os.environ["FASTGRAD_CACHE_DIR"])]
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+        roots = [Path(home) / "fastgrad", Path(tempfile.gettempdir()) / f"fastgrad-{user}"]
+    for root in roots:
+        folder = root / source_hash()
+        if _usable(folder):
+            _prune(root, folder)
+            return folder
+    return None
+
+
+def _prune(root: Path, current: Path) -> None:
+    """Delete all but the newest generations."""
+    try:
+        os.utime(current)
+        generations = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
+        for old in generations[GENERATIONS_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        pass  # another process is pruning, or the folder is read-only: nothing depends on it
+
+
+class _Cache:
+    """Numba's cache protocol over one file per compiled function."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def _path(self, signature: object) -> Path | None:
+        folder = cache_folder()
+        digest = hashlib.sha256(f"{self.name}{signature}".encode()).hexdigest()[:24]
+        return folder and folder / f"{self.name.split('(')[0]}-{digest}.bin"
+
+    def load_overload(self, signature: object, target_context: Any) -> Any:
+        path = self._path(signature)
+        if path is None:
+            return None
+        try:
+            payload = pickle.loads(path.read_bytes())
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None  # absent, or cut short: compile anew
+        target_context.refresh()
+        return CompileResult._rebuild(target_context, *payload)
+
+    def save_overload(self, signature: object, result: Any) -> None:
+        path = self._path(signature)
+        if path is None or result.library.has_dynamic_globals:
+            return
+        try:
+            # Written aside and renamed: processes that compile at the same time don't see each other's half.
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(pickle.dumps(result._reduce(), protocol=pickle.HIGHEST_PROTOCOL))
+            os.replace(file.name, path)
+        except OSError:
+            pass  # a full disk costs the next process a compilation, not this one its result
+
+
+# --- kernels
+
+
+class Kernel:
+    """A compiled kernel: the address of a C function (block, pointers, scalars). Create it with `kernel`."""
+
+    def __init__(self, function: Callable[..., None], name: str):
+        self.name = name
+        compiled = CFunc(
+            function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS)
+        )
+        compiled._cache = _Cache(name)
+        compiled.compile()
+        self._compiled = compiled  # owns the machine code
+        self.address: int = compiled.address
+
+
+def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]:
+    """Make a factory of kernels compile each of its kernels once.
+
+    `factory(*key)` returns the Python function of the kernel for that key: a dtype, a kind of activation, ...
+    """
+    lock = threading.Lock()
+    kernels: dict[Hashable, Kernel] = {}
+
+    @functools.wraps(factory)
+    def get(*key: Hashable) -> Kernel:
+        found = kernels.get(key)
+        if found is None:
+            with lock:
+                found = kernels.get(key)
+                if found is None:
+                    words = ",".join(k.name if isinstance(k, np.dtype) else str(k) for k in key)
+                    name = f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}({words})"
+                    found = kernels[key] = Kernel(factory(*key), name)
+        return found
+
+    return get
+
+
+# --- running
+
+
+def _run_parallel(address, blocks, pointers, scalars):
+    for block in prange(blocks):
+        _call_kernel(address, block, pointers, scalars)
+
+
+def _run_serial(address, blocks, pointers, scalars):
+    for block in range(blocks):
+        _call_kernel(address, block, pointers, scalars)
+
+
+@functools.cache
+def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
+    function = _run_parallel if parallel else _run_serial
+    dispatcher = numba.njit(**INNER, parallel=parallel)(function)
+    dispatcher._cache = _Cache(f"runtime.{function.__name__}")
+    dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+_parallel_lock = threading.Lock()
+
+
+@functools.cache
+def _needs_lock() -> bool:
+    """Say whether the threading layer can't be entered from two Python threads at once."""
+    _runner(True)
+    return numba.threading_layer() == "workqueue"
+
+
+def num_threads() -> int:
+    """Return how many threads a parallel run uses in this Python thread."""
+    return numba.get_num_threads()
+
+
+def run(kernel: Kernel, blocks: int, pointers: np.ndarray, scalars: np.ndarray, parallel: bool = True) -> None:
+    """Run `kernel` for every block in range(blocks).
+
+    pointers (n,) int64, scalars (m,) float64 : handed to each call as they are; they and the memory that they point to
+        must stay alive until the return
+    parallel : spread the blocks over the threads; otherwise run them here, one after the other
+    """
+    if blocks <= 0:
+        return
+    arguments = (kernel.address, blocks, pointers.ctypes.data, scalars.ctypes.data)
+    if not parallel or blocks == 1 or num_threads() == 1:
+        _runner(False)(*arguments)
+    elif _needs_lock():
+        with _parallel_lock:
+            _runner(True)(*arguments)
+    else:
+        _runner(True)(*arguments)
+
+
+def address(array: np.ndarray) -> int:
+    """Return the address of an array's first element."""
+    return array.__array_interface__["data"][0]
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an uninitialised array that starts on a cache line."""
+    dtype = np.dtype(dtype)
+    shape = (shape,) if isinstance(shape, int) else shape
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    skip = -address(raw) % 64
+    return raw[skip : skip + size].view(dtype).reshape(shape)
+
+

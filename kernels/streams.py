@@ -1,0 +1,112 @@
+"""Elementwise kernels over any list of tensors, in one launch.
+
+A kernel reads some streams of elements, applies a formula and writes some streams. All tensors of a list are cut into
+blocks of BLOCK elements, and one launch runs the blocks of all of them: 200 tensors of 1,000 elements cost one launch.
+Within a block, 256 bytes are taken of one stream before the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import runtime
+from .simd import Machine, Value, traced
+
+BLOCK = 16384  # elements: 64 KB of float32, a multiple of every vector
+PARALLEL_SIZE = 65536  # elements in all below which handing work to threads costs more than it gains
+STREAMING_BYTES = 1 << 25  # an output of this size has left the caches before anyone reads it
+
+Formula = Callable[[Machine, list[Value], list[Value]], tuple[Value, ...]]
+
+
+def streams_kernel(
+    formula: Formula,
+    dtype: np.dtype,
+    reads: tuple[int, ...],
+    writes: tuple[int, ...],
+    scalars: int = 0,
+    per_tensor: bool = False,
+    streaming: bool = False,
+) -> Any:
+    """Return the Python function of a kernel that writes formula(m, inputs, scalars) to its outputs.
+
+    reads, writes : the streams (columns of the table) that the formula's inputs come from and its outputs go to; an
+        output may be one of the inputs
+    scalars : how many doubles it takes, each rounded to the dtype and spread over a vector
+    per_tensor : append one further scalar that each tensor has of its own
+    streaming : store past the caches
+    """
+    item = dtype.itemsize
+    count = max(*reads, *writes) + 1
+
+    def chunk(m, table, tensors, tensor, first, last, numbers, own):
+        bases = [m.load_int(table + (tensors * stream + tensor) * 8) for stream in range(count)]
+        constants = [m.splat(m.load_double(numbers + i * 8)) for i in range(scalars)]
+        if per_tensor:
+            constants.append(m.splat(m.load_double(own + tensor * 8)))
+
+        def body(index: Value, mask: Value | None) -> None:
+            inputs = [m.load(bases[stream] + index * item, mask) for stream in reads]
+            for stream, value in zip(writes, formula(m, inputs, constants), strict=True):
+                m.store(bases[stream] + index * item, value, mask, streaming and mask is None)
+
+        m.over(first, last, body)
+        if streaming:
+            m.fence()
+
+    run_chunk = traced(chunk, dtype)
+
+    def kernel(block, pointers, scalars):
+        # pointers: table (streams, tensors), tensors, blocks before each tensor (tensors + 1), sizes, scalars, own scalars
+        tensors, starts = pointers[1], pointers[2]
+        low, high = 0, tensors - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if runtime.peek(starts, middle) <= block:
+                low = middle
+            else:
+                high = middle - 1
+        first = (block - runtime.peek(starts, low)) * BLOCK
+        last = min(first + BLOCK, runtime.peek(pointers[3], low))
+        run_chunk(pointers[0], tensors, low, first, last, pointers[4], pointers[5])
+
+    return kernel
+
+
+class Table:
+    """Where the elements of lists of tensors lie: the argument of a streams kernel.
+
+    lists : one list of arrays per stream, all with the same sizes in the same order
+    """
+
+    def __init__(self, lists: Sequence[Sequence[np.ndarray]]):
+        self.tensors = len(lists[0])
+        self.addresses = np.array([[runtime.address(a) for a in arrays] for arrays in lists], np.int64)
+        self.sizes = np.array([a.size for a in lists[0]], np.int64)
+        self.starts = np.zeros(self.tensors + 1, np.int64)
+        np.cumsum(-(-self.sizes // BLOCK), out=self.starts[1:])
+        self.blocks = int(self.starts[-1])
+        self.elements = int(self.sizes.sum())
+
+    def run(self, kernel: runtime.Kernel, scalars: Sequence[float] = (), own: np.ndarray | None = None) -> None:
+        """Run a streams kernel over every element; `own` (tensors,) float64 are the scalars of each tensor."""
+        numbers = np.array(scalars, np.float64)
+        pointers = np.array(
+            [
+                runtime.address(self.addresses), self.tensors, runtime.address(self.starts),
+                runtime.address(self.sizes), runtime.address(numbers), 0 if own is None else runtime.address(own),
+            ],
+            np.int64,
+        )  # fmt: skip
+        runtime.run(kernel, self.blocks, pointers, numbers, parallel=self.elements > PARALLEL_SIZE)
+
+
+def may_stream(out: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:
+    """Say whether an output is written faster past the caches: large, aligned, and none of the inputs."""
+    start = runtime.address(out)
+    return out.nbytes >= STREAMING_BYTES and start % 64 == 0 and all(runtime.address(a) != start for a in inputs)
+
+
