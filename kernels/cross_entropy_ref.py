@@ -1,6 +1,6 @@
 """Mean softmax cross-entropy with its gradient, M rows of V classes.
 
-    loss = mean over rows of  log sum_j exp(z_j) - z_target,    dz_j = (softmax(z)_j - [j = target]) / M
+loss = mean over rows of  log sum_j exp(z_j) - z_target,    dz_j = (softmax(z)_j - [j = target]) / M
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from fastgrad.kernels.activation_ref import sigmoid
 
 Array = np.ndarray
@@ -22,7 +21,7 @@ Array = np.ndarray
 
 @dataclass
 class Saved:
-    """What backward needs; `steps` holds (t, valid, x_t, h, r, z, n, W_hn h + b_hn) in the order of the forward pass."""
+    """What backward needs; `steps` holds (t, valid, x_t, h, r, z, n, W_hn h + b_hn) in the order of forward."""
 
     x: Array
     weight_ih: Array

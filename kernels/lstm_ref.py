@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from fastgrad.kernels.activation_ref import sigmoid
 
 Array = np.ndarray
@@ -20,7 +19,7 @@ Array = np.ndarray
 
 @dataclass
 class Saved:
-    """What backward needs; `steps` holds (t, valid, x_t, h, c, i, f, g, o, tanh(c')) in the order of the forward pass."""
+    """What backward needs; `steps` holds (t, valid, x_t, h, c, i, f, g, o, tanh(c')) in the order of forward."""
 
     x: Array
     weight_ih: Array
@@ -72,7 +71,7 @@ def forward(
 def backward(
     dy: Array | None, dhn: Array | None, dcn: Array | None, saved: Saved
 ) -> tuple[Array, Array, Array, Array, Array, Array | None]:
-    """Return dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None without biases."""
+    """Return dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None."""
     weight_ih, weight_hh = saved.weight_ih, saved.weight_hh
     B, H = saved.x.shape[1], weight_hh.shape[1]
     dx = np.zeros_like(saved.x)

@@ -29,7 +29,7 @@ def _norm(a: Array, ord: float) -> float:
     largest = float(np.max(np.abs(a)))
     if largest == 0 or math.isinf(largest):
         return largest
-    # Two divisions, because 1 / largest overflows where largest is subnormal.
+    # Divided, not multiplied by 1 / largest, which overflows where largest is subnormal.
     with np.errstate(under="ignore"):
         return largest * math.sqrt(np.sum(np.square(a / largest, dtype=np.float64)))
 

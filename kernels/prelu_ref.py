@@ -14,7 +14,7 @@ def prelu(x: Array, weight: Array, out: Array) -> None:
 
 
 def prelu_backward(dy: Array, x: Array, weight: Array, dx: Array, dweight: Array) -> None:
-    """Write dx (outer, C, inner), may be dy or x, and dweight (C,): dw = sum of dy x where x <= 0."""
+    """Write dx (outer, C, inner), may be dy or x, and dweight (C,): dw = sum of dy min(x, 0)."""
     with np.errstate(all="ignore"):
-        dweight[...] = np.sum(np.where(x > 0, 0 * dy, dy * x), axis=(0, 2))
+        dweight[...] = np.sum(dy * np.minimum(x, 0), axis=(0, 2))
         dx[...] = dy * np.where(x > 0, 1, np.where(np.isnan(x), x, weight[:, None]))

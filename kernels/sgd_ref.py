@@ -1,8 +1,8 @@
 """One step of stochastic gradient descent, with momentum as in torch, or Nesterov's (Sutskever et al., 2013).
 
-    g = scale * grad  (sign flipped to maximize) + wd p
-    b = momentum b + (1 - dampening) g
-    p = p - lr (g + momentum b)  nesterov;  p - lr b  with momentum;  p - lr g  without
+g = scale * grad  (sign flipped to maximize) + wd p
+b = momentum b + (1 - dampening) g
+p = p - lr (g + momentum b)  nesterov;  p - lr b  with momentum;  p - lr g  without
 """
 
 from __future__ import annotations

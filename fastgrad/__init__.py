@@ -1,0 +1,92 @@
+"""Fast training kernels for people who write their own training loops on NumPy arrays.
+
+Every function takes and returns plain arrays, float32 or float64, and computes in the dtype of its arrays. Importing
+this package costs NumPy and nothing else: a kernel is imported, and compiled if need be, when it is first called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastgrad._dispatch import backend, get_backend, set_backend
+from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
+from fastgrad.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
+from fastgrad.losses import mse, softmax_cross_entropy
+from fastgrad.recurrent import (
+    gru,
+    gru_backward,
+    gru_cell,
+    gru_cell_backward,
+    lstm,
+    lstm_backward,
+    lstm_cell,
+    lstm_cell_backward,
+    reorder_gates,
+)
+from fastgrad.steps import adam_step, sgd_step
+
+if TYPE_CHECKING:
+    from fastgrad import init, layers
+    from fastgrad.optim import SGD, Adam, AdamW
+    from fastgrad.threads import get_num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "activation",
+    "activation_backward",
+    "adam_step",
+    "backend",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "get_backend",
+    "get_num_threads",
+    "global_norm",
+    "gru",
+    "gru_backward",
+    "gru_cell",
+    "gru_cell_backward",
+    "init",
+    "layers",
+    "lstm",
+    "lstm_backward",
+    "lstm_cell",
+    "lstm_cell_backward",
+    "mse",
+    "prelu",
+    "prelu_backward",
+    "reorder_gates",
+    "set_backend",
+    "set_num_threads",
+    "sgd_step",
+    "softmax_cross_entropy",
+]
+
+# Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
+_LAZY_MODULES = {"init", "layers"}
+_LAZY_NAMES = {
+    "Adam": "optim",
+    "AdamW": "optim",
+    "SGD": "optim",
+    "get_num_threads": "threads",
+    "set_num_threads": "threads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"fastgrad.{name}")
+    if name in _LAZY_NAMES:
+        value = getattr(importlib.import_module(f"fastgrad.{_LAZY_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastgrad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

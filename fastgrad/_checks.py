@@ -1,0 +1,389 @@
+"""Checks of arguments: a few attribute look-ups where all is well, a precise message once something is not."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastgrad._dispatch import wrong_array
+
+Array = np.ndarray
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _wrong_dtype(name: str, dtype: np.dtype) -> TypeError:
+    if dtype.newbyteorder("=") in FLOATS:
+        return TypeError(f"{name}: expected native byte order, got {dtype.str}; use {name}.astype({dtype.name!r})")
+    return TypeError(f"{name}: expected float32 or float64, got {dtype}; convert it with {name}.astype(...)")
+
+
+def _other_dtype(name: str, dtype: np.dtype, like_name: str, like: np.dtype) -> TypeError:
+    return TypeError(
+        f"{name} is {dtype} but {like_name} is {like}; all arrays of one call share one dtype, "
+        f"convert with {name}.astype({like.name!r})"
+    )
+
+
+def float_array(name: str, value: Any) -> Array:
+    """Return `value`, a float32 or float64 array, C-contiguous and aligned (a copy where it is not).
+
+    Raises:
+        TypeError: not an array, or another dtype.
+    """
+    if type(value) is not np.ndarray:
+        raise wrong_array(name, value)
+    if value.dtype not in FLOATS:
+        raise _wrong_dtype(name, value.dtype)
+    flags = value.flags
+    if flags.c_contiguous and flags.aligned:
+        return value
+    return np.array(value, order="C")
+
+
+def float_array_like(name: str, value: Any, like_name: str, like: Array, shape: tuple[int, ...] | None = None) -> Array:
+    """Return `value` as `float_array` does, once its dtype equals that of `like` and its shape equals `shape`.
+
+    Args:
+        shape: the shape expected; None stands for the shape of `like`.
+
+    Raises:
+        TypeError: not an array, or not the dtype of `like`.
+        ValueError: another shape.
+    """
+    array = float_array(name, value)
+    if array.dtype != like.dtype:
+        raise _other_dtype(name, array.dtype, like_name, like.dtype)
+    if shape is None:
+        if array.shape != like.shape:
+            raise ValueError(f"{name}: expected the shape of {like_name}, {like.shape}, got {array.shape}")
+    elif array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    return array
+
+
+def sized_array(
+    name: str, value: Any, letters: str, sizes: dict[str, int], like_name: str = "", like: Array | None = None
+) -> Array:
+    """Return `value` as `float_array` does, once it fits a shape written in letters, such as "T B I" or "4H I".
+
+    Args:
+        letters: one word per axis: a size's letter, with a factor in front where there is one.
+        sizes: sizes known so far; a letter that is new is added.
+        like: array whose dtype is expected, called `like_name` in the error.
+
+    Raises:
+        TypeError: not an array, or not the dtype of `like`.
+        ValueError: another shape.
+    """
+    array = float_array(name, value)
+    if like is not None and array.dtype != like.dtype:
+        raise _other_dtype(name, array.dtype, like_name, like.dtype)
+    words = letters.split()
+    wanted = "(" + ", ".join(words) + ("," if len(words) == 1 else "") + ")"
+    known = dict(sizes)
+    fits = array.ndim == len(words)
+    if fits:
+        for word, size in zip(words, array.shape, strict=True):
+            letter, factor = word[-1], int(word[:-1] or 1)
+            if letter not in known and size % factor == 0:
+                known[letter] = size // factor
+            fits = fits and known.get(letter, -1) * factor == size
+    if not fits:
+        parts = {word[-1]: None for word in words}
+        values = ", ".join(f"{letter} = {sizes[letter]}" for letter in parts if letter in sizes)
+        raise ValueError(f"{name}: expected shape {wanted}{' with ' if values else ''}{values}, got {array.shape}")
+    sizes.update(known)
+    return array
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _same_elements(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and a.strides == b.strides and _byte_range(a) == _byte_range(b)
+
+
+def _byte_range(a: Array) -> tuple[int, int]:
+    low = high = a.__array_interface__["data"][0]
+    for size, stride in zip(a.shape, a.strides, strict=True):
+        if stride < 0:
+            low += (size - 1) * stride
+        else:
+            high += (size - 1) * stride
+    return low, high + a.itemsize
+
+
+def _distinct(a: Array) -> bool:
+    return all(size <= 1 or stride != 0 for size, stride in zip(a.shape, a.strides, strict=True))
+
+
+def output(
+    name: str,
+    value: Any,
+    like_name: str,
+    like: Array,
+    shape: tuple[int, ...] | None = None,
+    aliases: Sequence[tuple[str, Array]] = (),
+    apart: Sequence[tuple[str, Array]] = (),
+) -> Array:
+    """Return the array that a kernel writes: `value` itself, a scratch array for a strided one, or a new one for None.
+
+    The caller passes what comes back through `finish`, which fills a strided `value` from the scratch array.
+
+    Args:
+        shape: the shape expected; None stands for the shape of `like`.
+        aliases: inputs that may be `value` itself, element for element, but may not overlap it in any other way.
+        apart: arrays that may not overlap it at all.
+
+    Raises:
+        TypeError: not an array, or not the dtype of `like`.
+        ValueError: another shape, read-only, or overlapping.
+    """
+    shape = like.shape if shape is None else shape
+    if value is None:
+        return np.empty(shape, like.dtype)
+    if type(value) is not np.ndarray:
+        raise wrong_array(name, value)
+    if value.dtype != like.dtype:
+        raise _other_dtype(name, value.dtype, like_name, like.dtype)
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    if not value.flags.writeable:
+        raise ValueError(f"{name}: the array is read-only; pass a writable one")
+    for other_name, other in aliases:
+        if value is not other and _overlap(value, other) and not _same_elements(value, other):
+            raise ValueError(
+                f"{name} and {other_name} overlap in memory without being the same array; pass {other_name} itself "
+                f"or an array of its own"
+            )
+    for other_name, other in apart:
+        if _overlap(value, other):
+            raise ValueError(f"{name} and {other_name} overlap in memory; pass an array of its own as {name}")
+    if value.flags.carray:
+        return value
+    if value.size and not _distinct(value):
+        raise ValueError(f"{name}: several entries share one place in memory (a broadcast view); pass a plain array")
+    return np.empty(shape, like.dtype)
+
+
+def finish(value: Array | None, written: Array) -> Array:
+    """Return the result of a call: the caller's `value`, filled where a scratch array was written, or the new array."""
+    if value is None or value is written:
+        return written
+    value[...] = written
+    return value
+
+
+def tensor_list(name: str, value: Any) -> list[Array]:
+    """Return one array, or a list or tuple of arrays, as a list; the entries are not looked at.
+
+    Raises:
+        TypeError: something else, such as a generator or a dictionary.
+    """
+    if type(value) is list:
+        return value
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return list(value)
+    error = wrong_array(name, value)
+    if "CuPy" in str(error):
+        raise error
+    raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__qualname__}")
+
+
+def _disjoint(arrays: list[Array]) -> bool:
+    # Through the buffer protocol an address takes 0.2 us, through __array_interface__ 0.8 us.
+    filled = [a for a in arrays if a.size]
+    starts = np.array([ctypes.addressof(ctypes.c_char.from_buffer(a)) for a in filled], dtype=np.uint64)
+    ends = starts + np.array([a.nbytes for a in filled], dtype=np.uint64)
+    order = np.argsort(starts)
+    return bool((starts[order][1:] >= ends[order][:-1]).all())
+
+
+class TensorGroups:
+    """Checked lists of arrays of one call, contiguous, with what it takes to write results back.
+
+    Args:
+        groups: (name, list of arrays, whether the kernel writes them). The first decides lengths, shapes and dtype.
+            Every written array must not overlap any other array of the call; arrays that are only read may overlap.
+
+    Raises:
+        TypeError: an entry is not an array, not float32 or float64, or not of the same dtype as the others.
+        ValueError: lengths or shapes differ, a written array is read-only, or arrays overlap.
+    """
+
+    __slots__ = ("_copies", "lists")
+
+    def __init__(self, *groups: tuple[str, list[Array], bool]) -> None:
+        first = groups[0][1]
+        self.lists = [arrays for _, arrays, _ in groups]
+        self._copies: list[tuple[Array, Array]] = []
+        flat = first if len(groups) == 1 else [a for arrays in self.lists for a in arrays]
+        if flat and not self._plain(first, flat):
+            self._examine(groups)
+
+    def _plain(self, first: list[Array], flat: list[Array]) -> bool:
+        # The whole check of a well-formed call; what it does not pass is examined, and may still be right.
+        if set(map(type, flat)) != {np.ndarray}:
+            return False
+        dtype = flat[0].dtype
+        if dtype not in FLOATS:
+            return False
+        views = False
+        for a in flat:
+            if a.dtype is not dtype or not a.flags.carray:
+                return False
+            views = views or a.base is not None
+        if len(self.lists) > 1:
+            shapes = [a.shape for a in first]
+            if not all([a.shape for a in arrays] == shapes for arrays in self.lists[1:]):
+                return False
+        # Distinct arrays that own their memory can't overlap.
+        return _disjoint(flat) if views else len(set(map(id, flat))) == len(flat)
+
+    def _examine(self, groups: tuple[tuple[str, list[Array], bool], ...]) -> None:
+        first_name, first, _ = groups[0]
+        like: tuple[str, Array] | None = None
+        for name, arrays, written in groups:
+            if len(arrays) != len(first):
+                raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
+            for k, a in enumerate(arrays):
+                label = f"{name}[{k}]"
+                if type(a) is not np.ndarray:
+                    raise wrong_array(label, a)
+                if a.dtype not in FLOATS:
+                    raise _wrong_dtype(label, a.dtype)
+                if like is None:
+                    like = (label, a)
+                if a.dtype != like[1].dtype:
+                    raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
+                if a.shape != first[k].shape:
+                    wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
+                    raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
+                if written and not a.flags.writeable:
+                    raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
+                if written and a.size and not _distinct(a):
+                    raise ValueError(
+                        f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
+                    )
+        self._check_apart(groups)
+        self.lists = [self._contiguous(arrays, written) for _, arrays, written in groups]
+
+    @staticmethod
+    def _check_apart(groups: tuple[tuple[str, list[Array], bool], ...]) -> None:
+        ranges = []
+        for name, arrays, written in groups:
+            for k, a in enumerate(arrays):
+                if a.size:
+                    low, high = _byte_range(a)
+                    ranges.append((low, high, written, name, k, a))
+        ranges.sort(key=operator.itemgetter(0))
+        # Ranges that reach past the start of the next one: of overlapping inputs or strided views, else none.
+        active: list[tuple] = []
+        for entry in ranges:
+            active = [other for other in active if other[1] > entry[0]]
+            for other in active:
+                if (entry[2] or other[2]) and _overlap(entry[5], other[5]):
+                    one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
+                    raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
+            active.append(entry)
+
+    def _contiguous(self, arrays: list[Array], written: bool) -> list[Array]:
+        result = []
+        for a in arrays:
+            flags = a.flags
+            if flags.c_contiguous and flags.aligned:
+                result.append(a)
+            else:
+                copy = np.array(a, order="C")
+                result.append(copy)
+                if written:
+                    self._copies.append((a, copy))
+        return result
+
+    def write_back(self) -> None:
+        """Copy what the kernel wrote into the caller's strided arrays."""
+        for target, copy in self._copies:
+            target[...] = copy
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    finite: bool = True,
+) -> float:
+    """Return a real number as a Python float, inside [low, high].
+
+    Args:
+        open_low, open_high: leave out the bound itself.
+        finite: refuse infinities; NaN is always refused.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: outside of the interval, NaN, or infinite.
+    """
+    if type(value) is not float:
+        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}")
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}") from None
+    if low < value < high and (not finite or -math.inf < value < math.inf):
+        return value
+    inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+    if inside and (not finite or math.isfinite(value)):
+        return value
+    bounds = []
+    if low > -math.inf:
+        bounds.append(f"{'>' if open_low else '>='} {low:g}")
+    if high < math.inf:
+        bounds.append(f"{'<' if open_high else '<='} {high:g}")
+    wanted = " and ".join(bounds)
+    kind = "a finite number" if finite else "a number"
+    raise ValueError(f"{name}: expected {kind}{' ' if wanted else ''}{wanted}, got {value!r}")
+
+
+def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, high: int, meaning: str) -> Array:
+    """Return an integer array as contiguous int64, its entries inside [low, high).
+
+    Args:
+        shape: the shape expected; None for any.
+        meaning: what the upper bound is, for the error: "the number of classes".
+
+    Raises:
+        TypeError: not an array of integers.
+        ValueError: another shape, or an entry out of range.
+    """
+    if type(value) is not np.ndarray:
+        raise wrong_array(name, value)
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {value.dtype}; convert it with {name}.astype('int64')")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    if value.size:
+        smallest, largest = int(value.min()), int(value.max())
+        if smallest < low or largest >= high:
+            bad = smallest if smallest < low else largest
+            raise ValueError(f"{name}: expected entries from {low} to {high - 1} ({meaning}), got {bad}")
+    if value.dtype == np.int64 and value.flags.c_contiguous and value.flags.aligned:
+        return value
+    return np.array(value, dtype=np.int64, order="C")

@@ -1,0 +1,97 @@
+"""Choose the kernel module of a call: by the type of its arrays, or the reference where somebody asked for it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+BACKENDS = ("reference", "cpu")
+
+_SUFFIX = {"reference": "ref", "cpu": "cpu"}
+_chosen: ContextVar[str | None] = ContextVar("fastgrad_backend", default=None)
+_default: str | None = None
+_modules: dict[tuple[str, type, str], ModuleType] = {}
+
+
+def _checked_name(name: str | None) -> str | None:
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))} or None, got {name!r}")
+    return name
+
+
+@contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Use the named kernels inside a `with` block, in this thread or task only.
+
+    Args:
+        name: "cpu" for the Numba kernels, "reference" for the definitions in plain NumPy, None to go by the type of the
+            arrays, which is the default.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    token = _chosen.set(_checked_name(name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def set_backend(name: str | None) -> None:
+    """Set the kernels used by the whole process outside of every `backend` block.
+
+    Args:
+        name: as in `backend`.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    global _default
+    _default = _checked_name(name)
+
+
+def get_backend() -> str | None:
+    """Return the name chosen by `backend` or `set_backend`; None means that the type of the arrays decides."""
+    return _chosen.get() or _default
+
+
+def kernels(stem: str, array: Any = None) -> ModuleType:
+    """Return the kernel module of the operation `stem` for arrays of this type, imported at its first use.
+
+    None stands for a NumPy array, where a call may have no array at hand.
+
+    Raises:
+        TypeError: there are no kernels for this type of array.
+    """
+    key = (stem, type(array), _chosen.get() or _default or "cpu")
+    module = _modules.get(key)
+    if module is None:
+        if array is not None and type(array) is not np.ndarray:
+            raise wrong_array("array", array)
+        module = _modules[key] = importlib.import_module(f"fastgrad.kernels.{stem}_{_SUFFIX[key[2]]}")
+    return module
+
+
+def wrong_array(name: str, value: Any) -> Exception:
+    """Return the error for an argument that is not exactly a NumPy array."""
+    # CuPy is optional, so its arrays are recognised only where the caller has imported it.
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and type(value) is getattr(cupy, "ndarray", None):
+        return TypeError(
+            f"{name}: got a CuPy array, but this version of fastgrad has no CUDA kernels; pass cupy.asnumpy({name})"
+        )
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if isinstance(value, np.ndarray):
+        advice = f"a subclass of it; pass numpy.asarray({name})"
+    elif value is None:
+        return TypeError(f"{name}: expected a numpy.ndarray, got None")
+    else:
+        advice = f"convert it with numpy.asarray({name}, dtype=...)"
+    return TypeError(f"{name}: expected a numpy.ndarray, got {kind}; {advice}")

@@ -1,0 +1,158 @@
+"""Norms of gradients and clipping: contracts and checks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastgrad._checks import Array, TensorGroups, number, tensor_list
+from fastgrad._dispatch import kernels
+
+# As in torch.nn.utils.clip_grad_norm_: keeps the coefficient finite for a norm of 0.
+NORM_EPS = 1e-6
+
+
+def _order(value: Any) -> float:
+    order = number("ord", value, finite=False)
+    if order not in (1.0, 2.0, math.inf):
+        raise ValueError(f"ord: expected 1, 2 or inf, got {value!r}")
+    return order
+
+
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """Return min(1, max_norm / (norm + 1e-6)); NaN for a NaN norm."""
+    coefficient = max_norm / (norm + NORM_EPS)
+    # Written so that NaN falls through: min(1.0, nan) is 1.0.
+    return 1.0 if coefficient >= 1.0 else coefficient
+
+
+def first_nonfinite(name: str, arrays: list[Array]) -> str:
+    """Name the first array with a NaN or an Inf, for an error: "grads[3] (64, 128)"."""
+    for k, a in enumerate(arrays):
+        if not np.isfinite(a).all():
+            return f"{name}[{k}] {a.shape}"
+    return f"no single entry of {name}: their norm overflows"
+
+
+def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
+    """Return the norm of all entries of a list of arrays, as if they were one long vector.
+
+    ord 1: sum of |g|; 2: sqrt(sum of g^2); inf: max of |g|. Computed in double precision and scaled where needed, so
+    that no input overflows or underflows it; summed in a fixed order, so that every run and any number of threads give
+    the same bits. NaN anywhere gives NaN, and otherwise Inf anywhere gives Inf. No arrays, or empty ones, give 0.
+
+    Args:
+        grads: one array or a list of arrays of any shapes, float32 or float64, all of one dtype.
+        ord: 1, 2 or inf.
+
+    Returns:
+        0-d float64 array, for float32 gradients too.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
+        ValueError: another ord.
+    """
+    order = _order(ord)
+    arrays = tensor_list("grads", grads)
+    checked = TensorGroups(("grads", arrays, False)).lists[0]
+    return np.array(kernels("norm", checked[0]).global_norm(checked, order) if checked else 0.0)
+
+
+def clip_by_global_norm(
+    grads: Array | list[Array], max_norm: float, *, ord: float = 2, error_if_nonfinite: bool = False
+) -> Array:
+    """Scale gradients in place by min(1, max_norm / (norm + 1e-6)), norm their global norm (Pascanu et al., 2013).
+
+    Nothing is written where the norm is below max_norm: the gradients keep their bits. A NaN norm makes every gradient
+    NaN; an infinite one makes them 0, and NaN where they were infinite, as torch.nn.utils.clip_grad_norm_ does.
+
+    Args:
+        grads: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+            Each array once: they may not overlap.
+        max_norm: at least 0; inf never clips.
+        ord: 1, 2 or inf.
+        error_if_nonfinite: raise, with the gradients unchanged, if the norm is NaN or Inf.
+
+    Returns:
+        The norm before clipping, 0-d float64 array.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
+        ValueError: another ord, max_norm negative or NaN, a gradient is read-only or overlaps another.
+        RuntimeError: the norm is not finite and error_if_nonfinite is set; names the first array at fault.
+    """
+    order = _order(ord)
+    max_norm = number("max_norm", max_norm, 0.0, finite=False)
+    arrays = tensor_list("grads", grads)
+    groups = TensorGroups(("grads", arrays, True))
+    checked = groups.lists[0]
+    if not checked:
+        return np.array(0.0)
+    norm = kernels("norm", checked[0]).global_norm(checked, order)
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(
+            f"grads: the norm of order {order:g} is {norm}, first in {first_nonfinite('grads', checked)}; "
+            f"set error_if_nonfinite=False to scale them nevertheless"
+        )
+    coefficient = clip_coefficient(norm, max_norm)
+    if coefficient != 1.0:
+        kernels("clip", checked[0]).scale(checked, np.full(len(checked), coefficient))
+        groups.write_back()
+    return np.array(norm)
+
+
+def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
+    """Scale each array in place by min(1, max_norm / (norm + 1e-6)), norm being its own l2 norm.
+
+    On parameters this is weight clipping. An array whose norm is below max_norm keeps its bits; a NaN or infinite norm
+    acts on its own array only, as in `clip_by_global_norm`.
+
+    Args:
+        arrays: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+            Each array once: they may not overlap.
+        max_norm: at least 0; inf never clips.
+
+    Returns:
+        The norms before clipping, float64 (number of arrays,).
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
+        ValueError: max_norm negative or NaN, an array is read-only or overlaps another.
+    """
+    max_norm = number("max_norm", max_norm, 0.0, finite=False)
+    groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
+    checked = groups.lists[0]
+    if not checked:
+        return np.zeros(0)
+    norms = kernels("norm", checked[0]).tensor_norms(checked, 2.0)
+    coefficients = np.array([clip_coefficient(norm, max_norm) for norm in norms.tolist()])
+    kernels("clip", checked[0]).scale(checked, coefficients)
+    groups.write_back()
+    return norms
+
+
+def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:
+    """Clamp every entry in place: a = min(max(a, low), high). NaN stays NaN; Inf becomes the bound.
+
+    On parameters this is weight clipping.
+
+    Args:
+        arrays: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+            Each array once: they may not overlap.
+        low, high: numbers, low <= high; -inf and inf leave that side open.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
+        ValueError: low > high, a bound is NaN, an array is read-only or overlaps another.
+    """
+    low = number("low", low, finite=False)
+    high = number("high", high, finite=False)
+    if low > high:
+        raise ValueError(f"low: expected at most high = {high}, got {low}")
+    groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
+    checked = groups.lists[0]
+    if checked:
+        kernels("clip", checked[0]).clip_by_value(checked, low, high)
+        groups.write_back()

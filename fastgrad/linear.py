@@ -1,0 +1,119 @@
+"""Affine map and table look-up for the layers: contracts and checks. Not part of the public names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastgrad._checks import Array, integers, sized_array
+from fastgrad._dispatch import kernels
+
+
+def _rows(name: str, x: Array, size: int, weight: Array) -> Array:
+    # x (..., size) as (M, size), contiguous.
+    if type(x) is np.ndarray and x.ndim == 2:
+        rows = x
+    elif type(x) is np.ndarray and x.ndim and x.shape[-1] == size:
+        rows = x.reshape(x.size // size if size else 0, size)
+    else:
+        rows = x
+    return sized_array(name, rows, "M K", {"K": size}, "weight", weight)
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return y = x W^T + b.
+
+    Args:
+        x: (..., K), float32 or float64.
+        weight: (N, K), the dtype of x.
+        bias: (N,) or None, the dtype of x.
+
+    Returns:
+        y (..., N).
+
+    Raises:
+        TypeError: not arrays of one dtype, float32 or float64.
+        ValueError: a shape does not fit.
+    """
+    sizes: dict[str, int] = {}
+    weight = sized_array("weight", weight, "N K", sizes)
+    rows = _rows("x", x, sizes["K"], weight)
+    if bias is not None:
+        bias = sized_array("bias", bias, "N", sizes, "weight", weight)
+    y = np.empty((rows.shape[0], sizes["N"]), rows.dtype)
+    kernels("linear", rows).forward(rows, weight, bias, y)
+    return y.reshape(*x.shape[:-1], sizes["N"])
+
+
+def linear_backward(
+    dy: Array, x: Array, weight: Array, *, with_bias: bool = True, with_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
+    """Return the gradients of `linear`: dx = dy W, dweight = dy^T x, dbias = the sum of dy over its rows.
+
+    Args:
+        dy: (..., N), the dtype of x.
+        x, weight: as in `linear`.
+        with_bias, with_dx: whether dbias and dx are wanted.
+
+    Returns:
+        dx (the shape of x) or None, dweight (N, K), dbias (N,) or None.
+
+    Raises:
+        TypeError, ValueError: as in `linear`.
+    """
+    sizes: dict[str, int] = {}
+    weight = sized_array("weight", weight, "N K", sizes)
+    rows = _rows("x", x, sizes["K"], weight)
+    if type(dy) is np.ndarray and dy.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"dy: expected shape {(*x.shape[:-1], sizes['N'])}, got {dy.shape}")
+    gradient = _rows("dy", dy, sizes["N"], weight)
+    dx = np.empty_like(rows) if with_dx else None
+    dweight = np.empty_like(weight)
+    dbias = np.empty(sizes["N"], weight.dtype) if with_bias else None
+    kernels("linear", rows).backward(gradient, rows, weight, dx, dweight, dbias)
+    return None if dx is None else dx.reshape(x.shape), dweight, dbias
+
+
+def embedding(weight: Array, indices: Array) -> Array:
+    """Return the rows of a table: y[...] = weight[indices[...]].
+
+    Args:
+        weight: (V, E), float32 or float64.
+        indices: integers of any dtype and shape, from 0 to V - 1.
+
+    Returns:
+        y, the shape of indices and one more axis E.
+
+    Raises:
+        TypeError: weight is no float array, or indices are no array of integers.
+        ValueError: an index is out of range.
+    """
+    sizes: dict[str, int] = {}
+    weight = sized_array("weight", weight, "V E", sizes)
+    rows = integers("indices", indices, None, 0, sizes["V"], "the table has as many rows")
+    y = np.empty((rows.size, sizes["E"]), weight.dtype)
+    kernels("embedding", weight).forward(weight, rows.reshape(-1), y)
+    return y.reshape(*indices.shape, sizes["E"])
+
+
+def embedding_backward(dy: Array, indices: Array, num_embeddings: int) -> Array:
+    """Return the gradient of the table of `embedding`: each row gets the sum of dy over its uses, 0 if it has none.
+
+    Args:
+        dy: the shape of indices and one more axis E, float32 or float64.
+        indices: as in `embedding`.
+        num_embeddings: V.
+
+    Returns:
+        dweight (V, E), summed in the order of the indices.
+
+    Raises:
+        TypeError, ValueError: as in `embedding`.
+    """
+    rows = integers("indices", indices, None, 0, num_embeddings, "the table has as many rows")
+    if type(dy) is np.ndarray and dy.shape[:-1] != rows.shape:
+        raise ValueError(f"dy: expected shape {rows.shape} and one more axis, got {dy.shape}")
+    flat = dy.reshape(rows.size, dy.shape[-1]) if type(dy) is np.ndarray else dy
+    gradient = sized_array("dy", flat, "n E", {})
+    dweight = np.empty((num_embeddings, gradient.shape[1]), gradient.dtype)
+    kernels("embedding", gradient).backward(gradient, rows.reshape(-1), dweight)
+    return dweight

@@ -1,0 +1,69 @@
+"""Losses with their gradients: contracts and checks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastgrad._checks import Array, finish, float_array, float_array_like, integers, output
+from fastgrad._dispatch import kernels
+
+
+def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean cross-entropy of softmax(logits) against class numbers, in nats, and its gradient.
+
+        loss = mean over rows of  log(sum_j exp(z_j)) - z_target,    dz_j = (softmax(z)_j - [j = target]) / M
+
+    The largest logit of a row is taken off first, so large logits do not overflow. NaN in a row gives a NaN loss.
+    No rows give a NaN loss and an empty gradient, as in torch.
+
+    Args:
+        logits: (..., V), V classes, float32 or float64; M is the product of the other axes.
+        targets: integers of any dtype, the shape of logits without its last axis, from 0 to V - 1.
+        out: array of the shape and dtype of logits that receives the gradient. It may be logits, and may not overlap it
+            otherwise.
+
+    Returns:
+        The loss, 0-d array of the dtype of logits, and the gradient, the shape of logits (`out` itself where given).
+
+    Raises:
+        TypeError: logits are no array, or not float32 or float64; targets are no array of integers.
+        ValueError: a shape does not fit, a target is out of range, out is read-only or overlaps.
+    """
+    z = float_array("logits", logits)
+    if z.ndim == 0 or z.shape[-1] == 0:
+        raise ValueError(f"logits: expected shape (..., V) with at least one class, got {z.shape}")
+    V = z.shape[-1]
+    classes = integers("targets", targets, z.shape[:-1], 0, V, "the number of classes is the last axis of logits")
+    gradient = output("out", out, "logits", logits, aliases=(("logits", logits),), apart=(("targets", targets),))
+    M = classes.size
+    loss = math.nan
+    if M:
+        loss = kernels("cross_entropy", z).cross_entropy(z.reshape(M, V), classes.reshape(M), gradient.reshape(M, V))
+    return np.array(loss, dtype=z.dtype), finish(out, gradient)
+
+
+def mse(pred: Array, target: Array, *, out: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean squared error and its gradient: loss = mean of (p - t)^2, dp = 2 (p - t) / n.
+
+    NaN in either array gives a NaN loss. Empty arrays give a NaN loss and an empty gradient, as in torch.
+
+    Args:
+        pred: any shape, float32 or float64; n is its size.
+        target: the shape and dtype of pred.
+        out: array of the shape and dtype of pred that receives the gradient. It may be pred or target, and may not
+            overlap them otherwise.
+
+    Returns:
+        The loss, 0-d array of the dtype of pred, and the gradient, the shape of pred (`out` itself where given).
+
+    Raises:
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of pred.
+        ValueError: a shape does not fit, out is read-only or overlaps.
+    """
+    p = float_array("pred", pred)
+    t = float_array_like("target", target, "pred", p)
+    gradient = output("out", out, "pred", pred, aliases=(("pred", pred), ("target", target)))
+    loss = kernels("mse", p).mse(p, t, gradient) if p.size else math.nan
+    return np.array(loss, dtype=p.dtype), finish(out, gradient)

@@ -1,0 +1,473 @@
+"""LSTM and GRU, one step or a sequence, with their gradients: contracts and checks.
+
+Dimensions: T time, B batch, I input, H hidden.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad._checks import Array, float_array_like, integers, sized_array
+from fastgrad._dispatch import kernels
+
+
+class LSTMCellGradients(NamedTuple):
+    """Gradients of `lstm_cell`; a bias that was not given has None."""
+
+    dx: Array
+    dh: Array
+    dc: Array
+    dweight_ih: Array
+    dweight_hh: Array
+    dbias_ih: Array | None
+    dbias_hh: Array | None
+
+
+class LSTMGradients(NamedTuple):
+    """Gradients of `lstm`; a bias that was not given has None."""
+
+    dx: Array
+    dh0: Array
+    dc0: Array
+    dweight_ih: Array
+    dweight_hh: Array
+    dbias_ih: Array | None
+    dbias_hh: Array | None
+
+
+class GRUCellGradients(NamedTuple):
+    """Gradients of `gru_cell`; a bias that was not given has None."""
+
+    dx: Array
+    dh: Array
+    dweight_ih: Array
+    dweight_hh: Array
+    dbias_ih: Array | None
+    dbias_hh: Array | None
+
+
+class GRUGradients(NamedTuple):
+    """Gradients of `gru`; a bias that was not given has None."""
+
+    dx: Array
+    dh0: Array
+    dweight_ih: Array
+    dweight_hh: Array
+    dbias_ih: Array | None
+    dbias_hh: Array | None
+
+
+class Saved:
+    """What a forward call keeps for its backward call; the content belongs to the kernels that made it."""
+
+    __slots__ = ("has_bias_hh", "has_bias_ih", "kernel", "op", "payload", "state", "y_shape")
+
+    def __init__(
+        self,
+        op: str,
+        kernel: ModuleType,
+        payload: Any,
+        state: Array,
+        y_shape: tuple[int, ...],
+        has_bias_ih: bool,
+        has_bias_hh: bool,
+    ) -> None:
+        self.op = op
+        self.kernel = kernel
+        self.payload = payload
+        self.state = state
+        self.y_shape = y_shape
+        self.has_bias_ih = has_bias_ih
+        self.has_bias_hh = has_bias_hh
+
+    def __repr__(self) -> str:
+        return f"<saved by fastgrad.{self.op}: y {self.y_shape} {self.state.dtype}>"
+
+
+def _saved_by(op: str, saved: Any) -> Saved:
+    if not isinstance(saved, Saved):
+        raise TypeError(f"saved: expected what fastgrad.{op} returned last, got {type(saved).__qualname__}")
+    if saved.op != op:
+        raise TypeError(f"saved: it came from fastgrad.{saved.op}, so call {saved.op}_backward; expected {op}")
+    return saved
+
+
+def _gradient(name: str, value: Any, saved: Saved, shape: tuple[int, ...]) -> Array | None:
+    return None if value is None else float_array_like(name, value, "the forward pass", saved.state, shape)
+
+
+class _Arguments:
+    """Checked arguments of a recurrent call with `gates` gates, contiguous; a missing state is zeros."""
+
+    __slots__ = ("bias_hh", "bias_ih", "sizes", "states", "weight_hh", "weight_ih", "x")
+
+    def __init__(
+        self,
+        gates: int,
+        x: Any,
+        axes: str,
+        states: list[tuple[str, Any]],
+        weight_ih: Any,
+        weight_hh: Any,
+        bias_ih: Any,
+        bias_hh: Any,
+    ) -> None:
+        sizes: dict[str, int] = {}
+        self.x = x = sized_array("x", x, axes, sizes)
+        self.weight_hh = sized_array("weight_hh", weight_hh, f"{gates}H H", sizes, "x", x)
+        self.weight_ih = sized_array("weight_ih", weight_ih, f"{gates}H I", sizes, "x", x)
+        self.bias_ih = None if bias_ih is None else sized_array("bias_ih", bias_ih, f"{gates}H", sizes, "x", x)
+        self.bias_hh = None if bias_hh is None else sized_array("bias_hh", bias_hh, f"{gates}H", sizes, "x", x)
+        self.states = [
+            np.zeros((sizes["B"], sizes["H"]), x.dtype)
+            if value is None
+            else sized_array(name, value, "B H", sizes, "x", x)
+            for name, value in states
+        ]
+        self.sizes = sizes
+
+    def lengths(self, value: Any) -> Array | None:
+        if value is None:
+            return None
+        T, B = self.sizes["T"], self.sizes["B"]
+        if isinstance(value, list | tuple):
+            value = np.array(value, dtype=np.int64 if not value else None)
+        return integers("lengths", value, (B,), 0, T + 1, "the number of steps T")
+
+
+def lstm(
+    x: Array,
+    h0: Array | None,
+    c0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    lengths: Array | list[int] | None = None,
+    reverse: bool = False,
+) -> tuple[Array, tuple[Array, Array], Saved]:
+    """Run an LSTM layer over a sequence (Hochreiter and Schmidhuber, 1997; forget gate: Gers et al., 2000).
+
+        i, f, o = sigmoid(W_i x_t + b_i + W_h h + b_h),   g = tanh(the same),   rows of the weights in the order i, f, g, o
+        c' = f c + i g,   h' = o tanh(c'),   y_t = h'
+
+    Weights and results are those of torch.nn.LSTM; `reorder_gates` brings weights from Keras and ONNX.
+
+    Args:
+        x: (T, B, I), float32 or float64.
+        h0, c0: (B, H), the state before the first step; None stands for zeros.
+        weight_ih: (4H, I).
+        weight_hh: (4H, H).
+        bias_ih, bias_hh: (4H,) or None.
+        lengths: integers (B,) from 0 to T: steps of each sequence. From its length on a sequence keeps its state, y
+            is 0 and x is not read. None: all T steps.
+        reverse: go from the last step (length - 1) to the first; y stays in the order of x.
+
+    Returns:
+        y (T, B, H); the state (hn, cn) after the last step of each sequence, (B, H) each; and what `lstm_backward`
+        needs. The last may refer to x, the weights and y: leave them as they are until backward has been called.
+
+    Raises:
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths are no integers.
+        ValueError: a shape does not fit, or a length is out of range.
+    """
+    a = _Arguments(4, x, "T B I", [("h0", h0), ("c0", c0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    module = kernels("lstm", a.x)
+    y, hn, cn, payload = module.forward(
+        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.lengths(lengths), bool(reverse)
+    )
+    return y, (hn, cn), Saved("lstm", module, payload, hn, y.shape, bias_ih is not None, bias_hh is not None)
+
+
+def lstm_backward(dy: Array | None, dhn: Array | None, dcn: Array | None, saved: Saved) -> LSTMGradients:
+    """Return the gradients of `lstm` with respect to all of its arrays.
+
+    Args:
+        dy: gradient of y (T, B, H); entries past a length do not count.
+        dhn, dcn: gradients of the final state, (B, H).
+        saved: what `lstm` returned last. Any of the three gradients may be None, which stands for zeros.
+
+    Returns:
+        Named tuple dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias_ih, dbias_hh (4H,), the
+        last two None where there was no bias. Summed in a fixed order: the same bits for any number of threads.
+
+    Raises:
+        TypeError: a gradient is no array or of another dtype; saved comes from another function.
+        ValueError: a shape does not fit.
+    """
+    saved = _saved_by("lstm", saved)
+    state = saved.state.shape
+    dx, dh0, dc0, dweight_ih, dweight_hh, dbias = saved.kernel.backward(
+        _gradient("dy", dy, saved, saved.y_shape),
+        _gradient("dhn", dhn, saved, state),
+        _gradient("dcn", dcn, saved, state),
+        saved.payload,
+    )
+    return LSTMGradients(dx, dh0, dc0, dweight_ih, dweight_hh, *_two_biases(dbias, saved))
+
+
+def _two_biases(dbias: Array | None, saved: Saved) -> tuple[Array | None, Array | None]:
+    # Both biases of an LSTM have the same gradient; each gets an array of its own, which the caller may change.
+    if dbias is None:
+        return None, None
+    if saved.has_bias_ih and saved.has_bias_hh:
+        return dbias, dbias.copy()
+    return (dbias, None) if saved.has_bias_ih else (None, dbias)
+
+
+def lstm_cell(
+    x: Array,
+    h: Array | None,
+    c: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+) -> tuple[Array, Array, Saved]:
+    """Make one step of an LSTM; the equations are those of `lstm`.
+
+    Args:
+        x: (B, I), float32 or float64.
+        h, c: (B, H), the state; None stands for zeros.
+        weight_ih, weight_hh, bias_ih, bias_hh: as in `lstm`.
+
+    Returns:
+        h_next, c_next (B, H), and what `lstm_cell_backward` needs. The last may refer to x, the weights and h_next:
+        leave them as they are until backward has been called.
+
+    Raises:
+        TypeError, ValueError: as in `lstm`.
+    """
+    a = _Arguments(4, x, "B I", [("h", h), ("c", c)], weight_ih, weight_hh, bias_ih, bias_hh)
+    module = kernels("lstm", a.x)
+    _, h_next, c_next, payload = module.forward(
+        a.x[None], *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, None, False
+    )
+    saved = Saved("lstm_cell", module, payload, h_next, h_next.shape, bias_ih is not None, bias_hh is not None)
+    return h_next, c_next, saved
+
+
+def lstm_cell_backward(dh_next: Array | None, dc_next: Array | None, saved: Saved) -> LSTMCellGradients:
+    """Return the gradients of `lstm_cell` with respect to all of its arrays.
+
+    Args:
+        dh_next, dc_next: gradients of h_next and c_next, (B, H); None stands for zeros.
+        saved: what `lstm_cell` returned last.
+
+    Returns:
+        Named tuple dx (B, I), dh, dc (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias_ih, dbias_hh (4H,), the last
+        two None where there was no bias.
+
+    Raises:
+        TypeError, ValueError: as in `lstm_backward`.
+    """
+    saved = _saved_by("lstm_cell", saved)
+    dx, dh, dc, dweight_ih, dweight_hh, dbias = saved.kernel.backward(
+        None,
+        _gradient("dh_next", dh_next, saved, saved.y_shape),
+        _gradient("dc_next", dc_next, saved, saved.y_shape),
+        saved.payload,
+    )
+    return LSTMCellGradients(dx[0], dh, dc, dweight_ih, dweight_hh, *_two_biases(dbias, saved))
+
+
+def gru(
+    x: Array,
+    h0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    lengths: Array | list[int] | None = None,
+    reverse: bool = False,
+    reset_after: bool = True,
+) -> tuple[Array, Array, Saved]:
+    """Run a GRU layer over a sequence (Cho et al., 2014).
+
+        r, z = sigmoid(W_i x_t + b_i + W_h h + b_h),   rows of the weights in the order r, z, n
+        n = tanh(W_in x_t + b_in + r (W_hn h + b_hn))     reset_after=True, the form of torch.nn.GRU and cuDNN
+        n = tanh(W_in x_t + b_in + W_hn (r h) + b_hn)     reset_after=False, the paper's
+        h' = (1 - z) n + z h,   y_t = h'
+
+    Args:
+        x: (T, B, I), float32 or float64.
+        h0: (B, H), the state before the first step; None stands for zeros.
+        weight_ih: (3H, I).
+        weight_hh: (3H, H).
+        bias_ih, bias_hh: (3H,) or None.
+        lengths: integers (B,) from 0 to T: steps of each sequence. From its length on a sequence keeps its state, y
+            is 0 and x is not read. None: all T steps.
+        reverse: go from the last step (length - 1) to the first; y stays in the order of x.
+        reset_after: which of the two forms.
+
+    Returns:
+        y (T, B, H); hn (B, H), the state after the last step of each sequence; and what `gru_backward` needs. The last
+        may refer to x, the weights and y: leave them as they are until backward has been called.
+
+    Raises:
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths are no integers.
+        ValueError: a shape does not fit, or a length is out of range.
+    """
+    a = _Arguments(3, x, "T B I", [("h0", h0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    module = kernels("gru", a.x)
+    y, hn, payload = module.forward(
+        a.x,
+        *a.states,
+        a.weight_ih,
+        a.weight_hh,
+        a.bias_ih,
+        a.bias_hh,
+        a.lengths(lengths),
+        bool(reverse),
+        bool(reset_after),
+    )
+    return y, hn, Saved("gru", module, payload, hn, y.shape, bias_ih is not None, bias_hh is not None)
+
+
+def gru_backward(dy: Array | None, dhn: Array | None, saved: Saved) -> GRUGradients:
+    """Return the gradients of `gru` with respect to all of its arrays.
+
+    Args:
+        dy: gradient of y (T, B, H); entries past a length do not count.
+        dhn: gradient of the final state, (B, H).
+        saved: what `gru` returned last. Either gradient may be None, which stands for zeros.
+
+    Returns:
+        Named tuple dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih, dbias_hh (3H,), the last
+        two None where there was no bias. Summed in a fixed order: the same bits for any number of threads.
+
+    Raises:
+        TypeError: a gradient is no array or of another dtype; saved comes from another function.
+        ValueError: a shape does not fit.
+    """
+    saved = _saved_by("gru", saved)
+    return GRUGradients(
+        *saved.kernel.backward(
+            _gradient("dy", dy, saved, saved.y_shape),
+            _gradient("dhn", dhn, saved, saved.state.shape),
+            saved.payload,
+        )
+    )
+
+
+def gru_cell(
+    x: Array,
+    h: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    reset_after: bool = True,
+) -> tuple[Array, Saved]:
+    """Make one step of a GRU; the equations are those of `gru`.
+
+    Args:
+        x: (B, I), float32 or float64.
+        h: (B, H), the state; None stands for zeros.
+        weight_ih, weight_hh, bias_ih, bias_hh, reset_after: as in `gru`.
+
+    Returns:
+        h_next (B, H), and what `gru_cell_backward` needs. The last may refer to x, the weights and h_next: leave them
+        as they are until backward has been called.
+
+    Raises:
+        TypeError, ValueError: as in `gru`.
+    """
+    a = _Arguments(3, x, "B I", [("h", h)], weight_ih, weight_hh, bias_ih, bias_hh)
+    module = kernels("gru", a.x)
+    _, h_next, payload = module.forward(
+        a.x[None], *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, None, False, bool(reset_after)
+    )
+    saved = Saved("gru_cell", module, payload, h_next, h_next.shape, bias_ih is not None, bias_hh is not None)
+    return h_next, saved
+
+
+def gru_cell_backward(dh_next: Array, saved: Saved) -> GRUCellGradients:
+    """Return the gradients of `gru_cell` with respect to all of its arrays.
+
+    Args:
+        dh_next: gradient of h_next, (B, H).
+        saved: what `gru_cell` returned last.
+
+    Returns:
+        Named tuple dx (B, I), dh (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih, dbias_hh (3H,), the last two
+        None where there was no bias.
+
+    Raises:
+        TypeError, ValueError: as in `gru_backward`.
+    """
+    saved = _saved_by("gru_cell", saved)
+    dx, *others = saved.kernel.backward(None, _gradient("dh_next", dh_next, saved, saved.y_shape), saved.payload)
+    return GRUCellGradients(dx[0], *others)
+
+
+# Which gate stands at each place, by framework. Keras and ONNX name the update gate z and the candidate h or c.
+GATE_ORDERS: dict[str, dict[str, str]] = {
+    "lstm": {"torch": "ifgo", "keras": "ifgo", "onnx": "iofg", "cudnn": "ifgo"},
+    "gru": {"torch": "rzn", "keras": "zrn", "onnx": "zrn", "cudnn": "rzn"},
+}
+
+
+def reorder_gates(
+    array: Array, cell: str, *, source: str, target: str = "torch", axis: int = 0, out: Array | None = None
+) -> Array:
+    """Return weights or biases with their gates in the order of another framework.
+
+    ======= ============= ============= ============= =============
+    cell    torch         keras         onnx          cudnn
+    ======= ============= ============= ============= =============
+    lstm    i f g o       i f g o       i o f g       i f g o
+    gru     r z n         z r n         z r n         r z n
+    ======= ============= ============= ============= =============
+
+    Only the order of the gates changes. Keras keeps its kernels transposed, (I, 4H): use axis=1 there and transpose
+    afterwards; both a Keras GRU with reset_after and an ONNX GRU or LSTM keep two biases in one array.
+
+    Args:
+        array: any dtype; its size along axis is a multiple of the number of gates (lstm 4, gru 3).
+        cell: "lstm" or "gru".
+        source, target: "torch", "keras", "onnx" or "cudnn".
+        axis: the axis of the gates.
+        out: array of the shape and dtype of array that receives the result; may not overlap array.
+
+    Returns:
+        A new array of the shape and dtype of array, also where nothing moves; `out` itself where it is given.
+
+    Raises:
+        TypeError: array or out is no array, or out has another dtype.
+        ValueError: cell, source, target or axis is not known, the axis does not divide into the gates, out has another
+            shape, is read-only or overlaps array.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"array: expected a numpy.ndarray, got {type(array).__qualname__}")
+    if cell not in GATE_ORDERS:
+        raise ValueError(f"cell: expected one of {', '.join(GATE_ORDERS)}, got {cell!r}")
+    orders = GATE_ORDERS[cell]
+    for name, framework in (("source", source), ("target", target)):
+        if framework not in orders:
+            raise ValueError(f"{name}: expected one of {', '.join(orders)}, got {framework!r}")
+    if not -array.ndim <= axis < array.ndim:
+        raise ValueError(f"axis: expected one of the {array.ndim} axes of array, got {axis}")
+    gates = len(orders[source])
+    if array.shape[axis] % gates:
+        raise ValueError(
+            f"array: expected a multiple of {gates} (the gates of a {cell}) along axis {axis}, got shape {array.shape}"
+        )
+    if out is not None:
+        if not isinstance(out, np.ndarray) or out.dtype != array.dtype:
+            kind = out.dtype if isinstance(out, np.ndarray) else type(out).__qualname__
+            raise TypeError(f"out: expected a numpy.ndarray of {array.dtype}, got {kind}")
+        if out.shape != array.shape:
+            raise ValueError(f"out: expected shape {array.shape}, got {out.shape}")
+        if not out.flags.writeable:
+            raise ValueError("out: the array is read-only; pass a writable one")
+        if np.shares_memory(out, array):
+            raise ValueError("out and array overlap in memory; pass an array of its own as out")
+    parts = dict(zip(orders[source], np.split(array, gates, axis=axis), strict=True))
+    return np.concatenate([parts[gate] for gate in orders[target]], axis=axis, out=out)

@@ -1,0 +1,217 @@
+"""Optimizer steps on lists of arrays: contracts and checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad._checks import Array, TensorGroups, number, tensor_list
+from fastgrad._dispatch import kernels
+from fastgrad.clipping import clip_coefficient
+
+Arrays = Array | list[Array]
+
+
+def _gradient_scale(grads: list[Array], grad_scale: float | None, max_norm: float | None) -> tuple[float, Array | None]:
+    # The factor that the kernel applies to every gradient, and the norm of the gradients without their own factor.
+    unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
+    if max_norm is None:
+        return unscale, None
+    limit = number("max_norm", max_norm, 0.0, finite=False)
+    norm = kernels("norm", grads[0]).global_norm(grads, 2.0) * unscale if grads else 0.0
+    return clip_coefficient(norm, limit) * unscale, np.array(norm)
+
+
+def _step_number(value: Any) -> int:
+    if type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, np.integer):
+            raise TypeError(f"step: expected an integer, got {type(value).__qualname__}")
+        value = int(value)
+    if value < 1:
+        raise ValueError(f"step: expected an integer >= 1 (the first step is 1), got {value}")
+    return value
+
+
+def adam_step(
+    params: Arrays,
+    grads: Arrays,
+    exp_avg: Arrays,
+    exp_avg_sq: Arrays,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    max_exp_avg_sq: Arrays | None = None,
+    maximize: bool = False,
+    grad_scale: float | None = None,
+    max_norm: float | None = None,
+) -> Array | None:
+    """Make one Adam step in place on params and state (Kingma and Ba, 2015), with clipping inside the same pass.
+
+    With t = step and (b1, b2) = betas, in the dtype of the arrays:
+
+        g = grad c / grad_scale,  sign flipped if maximize;  c = min(1, max_norm / (norm + 1e-6)), 1 without max_norm
+        p = p (1 - lr weight_decay)             if decoupled (AdamW; Loshchilov and Hutter, 2019)
+        g = g + weight_decay p                  otherwise
+        m = b1 m + (1 - b1) g
+        v = b2 v + (1 - b2) g^2
+        u = max(u, v) with max_exp_avg_sq (AMSGrad; Reddi et al., 2018), u = v without
+        p = p - lr / (1 - b1^t) m / (sqrt(u) / sqrt(1 - b2^t) + eps)
+
+    which is torch.optim.Adam (decoupled=False) and torch.optim.AdamW (decoupled=True).
+
+    A gradient that is not finite reaches its entry of params and state as NaN or Inf; with max_norm, a norm of NaN
+    reaches every entry and an infinite one turns finite gradients into 0, as torch.nn.utils.clip_grad_norm_ does.
+
+    Args:
+        params: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+        grads: gradients, the shapes of params; read only, also when they are clipped.
+        exp_avg, exp_avg_sq: m and v, the shapes of params, zeros before the first step; changed in place.
+        step: number of this step, from 1.
+        lr: learning rate, at least 0.
+        betas: decay rates of m and v, each in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0.
+        decoupled: decay the parameters themselves (AdamW) instead of adding to the gradient.
+        max_exp_avg_sq: u, the shapes of params, zeros before the first step; changed in place. None: no AMSGrad.
+        maximize: climb instead of descend.
+        grad_scale: factor that the gradients carry (loss scaling), above 0; they are divided by it. None: 1.
+        max_norm: clip to this global l2 norm, at least 0; the norm is taken of the gradients divided by grad_scale.
+
+    Returns:
+        With max_norm the norm before clipping, 0-d float64 array; None without.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number has a
+            wrong type.
+        ValueError: lengths or shapes differ, a number is out of its range, a changed array is read-only or overlaps
+            another array of the call.
+    """
+    step = _step_number(step)
+    lr = number("lr", lr, 0.0)
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError):
+        raise TypeError(f"betas: expected a pair of numbers, got {betas!r}") from None
+    beta1 = number("betas[0]", beta1, 0.0, 1.0, open_high=True)
+    beta2 = number("betas[1]", beta2, 0.0, 1.0, open_high=True)
+    eps = number("eps", eps, 0.0)
+    weight_decay = number("weight_decay", weight_decay, 0.0)
+    given = [
+        ("params", tensor_list("params", params), True),
+        ("grads", tensor_list("grads", grads), False),
+        ("exp_avg", tensor_list("exp_avg", exp_avg), True),
+        ("exp_avg_sq", tensor_list("exp_avg_sq", exp_avg_sq), True),
+    ]
+    if max_exp_avg_sq is not None:
+        given.append(("max_exp_avg_sq", tensor_list("max_exp_avg_sq", max_exp_avg_sq), True))
+    groups = TensorGroups(*given)
+    p, g, m, v = groups.lists[:4]
+    scale, norm = _gradient_scale(g, grad_scale, max_norm)
+    if p:
+        kernels("adam", p[0]).adam_step(
+            p,
+            g,
+            m,
+            v,
+            groups.lists[4] if max_exp_avg_sq is not None else None,
+            step,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            bool(decoupled),
+            bool(maximize),
+            scale,
+        )
+        groups.write_back()
+    return norm
+
+
+def sgd_step(
+    params: Arrays,
+    grads: Arrays,
+    momentum_buffer: Arrays | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    grad_scale: float | None = None,
+    max_norm: float | None = None,
+) -> Array | None:
+    """Make one step of stochastic gradient descent in place on params and momentum_buffer, clipping in the same pass.
+
+    In the dtype of the arrays:
+
+        g = grad c / grad_scale,  sign flipped if maximize;  c = min(1, max_norm / (norm + 1e-6)), 1 without max_norm
+        g = g + weight_decay p
+        b = momentum b + (1 - dampening) g
+        p = p - lr (g + momentum b)   with nesterov (Sutskever et al., 2013)
+        p = p - lr b                  with momentum_buffer
+        p = p - lr g                  without
+
+    which is torch.optim.SGD: a buffer of zeros and dampening=0 in the first step give torch's first step.
+
+    A gradient that is not finite reaches its entry of params and buffer; with max_norm as in `adam_step`.
+
+    Args:
+        params: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+        grads: gradients, the shapes of params; read only, also when they are clipped.
+        momentum_buffer: b, the shapes of params; changed in place. Needed where momentum is not 0.
+        lr: learning rate, at least 0.
+        momentum: at least 0.
+        dampening: share of the gradient kept out of the buffer.
+        nesterov: look ahead; needs momentum above 0 and no dampening.
+        weight_decay: at least 0.
+        maximize: climb instead of descend.
+        grad_scale: factor that the gradients carry (loss scaling), above 0; they are divided by it. None: 1.
+        max_norm: clip to this global l2 norm, at least 0; the norm is taken of the gradients divided by grad_scale.
+
+    Returns:
+        With max_norm the norm before clipping, 0-d float64 array; None without.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number has a
+            wrong type.
+        ValueError: lengths or shapes differ, a number is out of its range, momentum without a buffer, a changed array
+            is read-only or overlaps another array of the call.
+    """
+    lr = number("lr", lr, 0.0)
+    momentum = number("momentum", momentum, 0.0)
+    dampening = number("dampening", dampening)
+    weight_decay = number("weight_decay", weight_decay, 0.0)
+    if momentum_buffer is None and momentum != 0:
+        raise ValueError(f"momentum_buffer: momentum = {momentum} needs one array of zeros per parameter, got None")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ValueError(
+            f"nesterov: needs momentum > 0 and dampening = 0, got momentum = {momentum}, dampening = {dampening}"
+        )
+    given = [("params", tensor_list("params", params), True), ("grads", tensor_list("grads", grads), False)]
+    if momentum_buffer is not None:
+        given.append(("momentum_buffer", tensor_list("momentum_buffer", momentum_buffer), True))
+    groups = TensorGroups(*given)
+    p, g = groups.lists[:2]
+    scale, norm = _gradient_scale(g, grad_scale, max_norm)
+    if p:
+        kernels("sgd", p[0]).sgd_step(
+            p,
+            g,
+            groups.lists[2] if momentum_buffer is not None else None,
+            lr,
+            momentum,
+            dampening,
+            bool(nesterov),
+            weight_decay,
+            bool(maximize),
+            scale,
+        )
+        groups.write_back()
+    return norm
