@@ -152,7 +152,7 @@ def lstm(
 ) -> tuple[Array, tuple[Array, Array], Saved]:
     """Run an LSTM layer over a sequence (Hochreiter and Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
-        i, f, o = sigmoid(W_i x_t + b_i + W_h h + b_h),   g = tanh(the same),   rows of the weights in the order i, f, g, o
+        i, f, o = sigmoid(W_i x_t + b_i + W_h h + b_h),   g = tanh(the same);   weight rows in the order i, f, g, o
         c' = f c + i g,   h' = o tanh(c'),   y_t = h'
 
     Weights and results are those of torch.nn.LSTM; `reorder_gates` brings weights from Keras and ONNX.
@@ -289,7 +289,7 @@ def gru(
 ) -> tuple[Array, Array, Saved]:
     """Run a GRU layer over a sequence (Cho et al., 2014).
 
-        r, z = sigmoid(W_i x_t + b_i + W_h h + b_h),   rows of the weights in the order r, z, n
+        r, z = sigmoid(W_i x_t + b_i + W_h h + b_h);   weight rows in the order r, z, n
         n = tanh(W_in x_t + b_in + r (W_hn h + b_hn))     reset_after=True, the form of torch.nn.GRU and cuDNN
         n = tanh(W_in x_t + b_in + W_hn (r h) + b_hn)     reset_after=False, the paper's
         h' = (1 - z) n + z h,   y_t = h'

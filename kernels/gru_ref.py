@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from fastgrad.kernels.activation_ref import sigmoid
+
+from .activation_ref import sigmoid
 
 Array = np.ndarray
 
