@@ -272,7 +272,7 @@ def _backward_rows(kind: str, dtype: np.dtype, params: int, streaming: bool) -> 
 
     first_row, next_row = row(first=True), row(first=False)
 
-    def kernel(block, pointers, scalars):
+    def kernel(block, pointers):
         rows, columns, numbers = pointers[4], pointers[5], pointers[6]
         stride = columns * item
         sums = pointers[3] + block * stride
@@ -318,5 +318,5 @@ def activation_backward(
     # Rows start on a cache line only if their length is a multiple of one.
     streaming = streaming and columns * x.itemsize % 64 == 0
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
-    runtime.run(kernel, blocks, pointers, numbers, parallel=x.size > streams.PARALLEL_SIZE)
+    runtime.run(kernel, blocks, pointers, parallel=x.size > streams.PARALLEL_SIZE)
     bias_grad[...] = sums.sum(axis=0, dtype=np.float64)

@@ -157,7 +157,7 @@ def _pack(dtype: np.dtype, transposed: bool) -> Any:
     copy_rows = traced(_copy_rows, dtype, step)
     copy_transposed = traced(_copy_transposed, dtype, step)
 
-    def pack(panel, pointers, scalars):
+    def pack(panel, pointers):
         source, stride, k, n = pointers[0], pointers[1], pointers[2], pointers[3]
         column = panel * width
         target = pointers[4] + column * k * item
@@ -191,7 +191,7 @@ def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True)
         rows = b.strides[0]
     pointers = np.array([runtime.address(b), columns if transposed else rows, k, n, runtime.address(packed)], np.int64)
     panels = -(-n // panel_columns(b.dtype))
-    runtime.run(_pack(b.dtype, transposed), panels, pointers, runtime.NO_SCALARS, parallel and k * n > 16384)
+    runtime.run(_pack(b.dtype, transposed), panels, pointers, parallel and k * n > 16384)
     return packed
 
 
@@ -215,7 +215,7 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     copy_group = traced(_copy_group, dtype, lanes(dtype))
     item, width = dtype.itemsize, panel_columns(dtype)
 
-    def product(block, pointers, scalars):
+    def product(block, pointers):
         a, a_stride, rows, b, k, n = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
         c, c_stride, start, start_stride = pointers[6], pointers[7], pointers[8], pointers[9]
         row_blocks, panels_per_block = pointers[10], pointers[11]
@@ -307,4 +307,4 @@ def matmul(
         ],
         np.int64,
     )  # fmt: skip
-    runtime.run(_product(dtype, transposed), blocks, pointers, runtime.NO_SCALARS, parallel=work > 2**17)
+    runtime.run(_product(dtype, transposed), blocks, pointers, parallel=work > 2**17)

@@ -1,12 +1,11 @@
 """Compile the CPU kernels, keep them on disk, and run them over blocks on all cores.
 
-A kernel is a Python function `kernel(block, pointers, scalars)` that Numba compiles to a C function:
+A kernel is a Python function `kernel(block, pointers)` that Numba compiles to a C function:
 
     block     int64    which block of the work; blocks are independent of each other and of the number of threads
-    pointers  int64[]  addresses, sizes and tables of them; what each entry means is the kernel's own contract
-    scalars   double[] rates and coefficients; a float32 kernel rounds them once to float32
+    pointers  int64[]  addresses, sizes and strides; what each entry means is the kernel's own contract
 
-`run(kernel, blocks, pointers, scalars)` is the one door: it runs all blocks, in parallel where asked.
+`run(kernel, blocks, pointers)` is the one door: it runs all blocks, in parallel where asked.
 
 The compile cache can't serve a stale kernel: the name of its folder is a hash of every source file in this package, of
 the versions of Numba and LLVM, and of the processor. It lies in $FASTGRAD_CACHE_DIR, else in the user's cache folder,
@@ -30,6 +29,7 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
@@ -40,27 +40,21 @@ from numba.extending import intrinsic
 # contraction is written out as fma where it is wanted (see simd.py).
 OPTIONS: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": False}
 INNER: dict[str, Any] = {k: v for k, v in OPTIONS.items() if k != "nopython"}  # njit options of functions in kernels
-SIGNATURE = types.void(types.int64, types.CPointer(types.int64), types.CPointer(types.float64))
-NO_SCALARS = np.empty(0)
+SIGNATURE = types.void(types.int64, types.CPointer(types.int64))
 GENERATIONS_KEPT = 4  # folders of earlier sources left in the cache
 
 
 @intrinsic
-def _call_kernel(typingctx, address, block, pointers, scalars):
-    """Call the C function at `address` with (block, pointers, scalars), the last two given as addresses."""
+def _call_kernel(typingctx, address, block, pointers):
+    """Call the C function at `address` with (block, pointers), the latter given as an address."""
 
     def generate(context, builder, signature, values):
-        from llvmlite import ir
-
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), cgutils.voidptr_t, cgutils.voidptr_t])
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), cgutils.voidptr_t])
         function = builder.inttoptr(values[0], kind.as_pointer())
-        builder.call(
-            function,
-            [values[1], builder.inttoptr(values[2], cgutils.voidptr_t), builder.inttoptr(values[3], cgutils.voidptr_t)],
-        )
+        builder.call(function, [values[1], builder.inttoptr(values[2], cgutils.voidptr_t)])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -68,8 +62,6 @@ def peek(typingctx, address, index):
     """Return the int64 number `index` of the table at `address`."""
 
     def generate(context, builder, signature, values):
-        from llvmlite import ir
-
         table = builder.inttoptr(values[0], ir.PointerType())
         return builder.load(builder.gep(table, [values[1]], source_etype=ir.IntType(64)), typ=ir.IntType(64))
 
@@ -208,22 +200,22 @@ def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]
 # --- running
 
 
-def _run_parallel(address, blocks, pointers, scalars):
+def _run_parallel(address, blocks, pointers):
     for block in prange(blocks):
-        _call_kernel(address, block, pointers, scalars)
+        _call_kernel(address, block, pointers)
 
 
-def _run_serial(address, blocks, pointers, scalars):
+def _run_serial(address, blocks, pointers):
     for block in range(blocks):
-        _call_kernel(address, block, pointers, scalars)
+        _call_kernel(address, block, pointers)
 
 
 @functools.cache
-def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
+def _runner(parallel: bool) -> Callable[[int, int, int], None]:
     function = _run_parallel if parallel else _run_serial
     dispatcher = numba.njit(**INNER, parallel=parallel)(function)
     dispatcher._cache = _Cache(f"runtime.{function.__name__}")
-    dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
+    dispatcher.compile(types.void(types.int64, types.int64, types.int64))
     dispatcher.disable_compile()
     return dispatcher
 
@@ -243,16 +235,15 @@ def num_threads() -> int:
     return numba.get_num_threads()
 
 
-def run(kernel: Kernel, blocks: int, pointers: np.ndarray, scalars: np.ndarray, parallel: bool = True) -> None:
+def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True) -> None:
     """Run `kernel` for every block in range(blocks).
 
-    pointers (n,) int64, scalars (m,) float64 : handed to each call as they are; they and the memory that they point to
-        must stay alive until the return
+    pointers (n,) int64 : handed to each call as they are; the memory that they point to must stay alive until the return
     parallel : spread the blocks over the threads; otherwise run them here, one after the other
     """
     if blocks <= 0:
         return
-    arguments = (kernel.address, blocks, pointers.ctypes.data, scalars.ctypes.data)
+    arguments = (kernel.address, blocks, address(pointers))
     if not parallel or blocks == 1 or num_threads() == 1:
         _runner(False)(*arguments)
     elif _needs_lock():

@@ -169,6 +169,15 @@ class Machine:
         cast = self.builder.fpext if isinstance(target, ir.DoubleType) else self.builder.fptrunc
         return Value(self, cast(value.ir, vector))
 
+    def reduce(self, value: Value, combine: Callable[[Value, Value], Value]) -> Value:
+        """Combine all lanes into a scalar, halving the vector each time: a fixed order, and few steps."""
+        lanes = value.ir.type.count
+        while lanes > 1:
+            lanes //= 2
+            low, high = (self._shuffle(value, value, list(range(i, i + lanes))) for i in (0, lanes))
+            value = combine(low, high)
+        return Value(self, self.builder.extract_element(value.ir, I32(0)))
+
     # --- memory
 
     def mask(self, count: Value) -> Value:
@@ -220,6 +229,11 @@ class Machine:
     def load_double(self, address: Value) -> Value:
         """Load one double: a rate or coefficient on its way to `splat`."""
         return Value(self, self.builder.load(self._pointer(address), typ=ir.DoubleType()))
+
+    def store_double(self, address: Value, scalar: Value) -> None:
+        """Store a scalar as a double."""
+        value = scalar.ir if scalar.ir.type == ir.DoubleType() else self.builder.fpext(scalar.ir, ir.DoubleType())
+        self.builder.store(value, self._pointer(address))
 
     def fence(self) -> None:
         """Order streaming stores before whatever follows."""
@@ -362,15 +376,40 @@ class Machine:
 
     def over(self, first: Value | int, last: Value, body: Callable[[Value, Value | None], None]) -> None:
         """Run body(index, mask) for each vector of the elements first to last; mask is None but for a partial last one."""
+
+        def stateless(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
+            body(index, mask)
+            return []
+
+        self.fold(first, last, [], stateless)
+
+    def fold(
+        self,
+        first: Value | int,
+        last: Value,
+        state: list[Value],
+        body: Callable[[Value, Value | None, list[Value]], list[Value]],
+    ) -> list[Value]:
+        """The same with state = body(index, mask, state); return the last state."""
+        builder = self.builder
         first = first if isinstance(first, Value) else Value(self, I64(first))
         whole = last - Value(self, self.builder.srem((last - first).ir, I64(self.lanes)))
 
-        def step(index: Value, state: list[Value]) -> list[Value]:
-            body(index, None)
-            return []
-
-        self.loop(first, whole, self.lanes, [], step)
-        self.when(whole < last, lambda: body(whole, self.mask(last - whole)))
+        state = self.loop(first, whole, self.lanes, state, lambda index, state: body(index, None, state))
+        before, inside, after = builder.block, builder.append_basic_block("rest"), builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("<", whole.ir, last.ir), inside, after)
+        builder.position_at_end(inside)
+        rest = body(whole, self.mask(last - whole), state)
+        inside = builder.block
+        builder.branch(after)
+        builder.position_at_end(after)
+        merged = []
+        for whole_value, rest_value in zip(state, rest, strict=True):
+            phi = builder.phi(whole_value.ir.type)
+            phi.add_incoming(whole_value.ir, before)
+            phi.add_incoming(rest_value.ir, inside)
+            merged.append(Value(self, phi))
+        return merged
 
     def switch(self, value: Value, cases: dict[int, Callable[[], None]]) -> None:
         """Run the case of an int64; nothing where there is none."""

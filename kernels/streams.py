@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 
 from . import runtime
@@ -20,6 +21,19 @@ PARALLEL_SIZE = 65536  # elements in all below which handing work to threads cos
 STREAMING_BYTES = 1 << 25  # an output of this size has left the caches before anyone reads it
 
 Formula = Callable[[Machine, list[Value], list[Value]], tuple[Value, ...]]
+
+
+@numba.njit(**runtime.INNER)
+def tensor_of_block(starts: int, tensors: int, block: int) -> int:
+    """Return which tensor a block belongs to; starts: address of the blocks before each tensor."""
+    low, high = 0, tensors - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if runtime.peek(starts, middle) <= block:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def streams_kernel(
@@ -59,19 +73,13 @@ def streams_kernel(
 
     run_chunk = traced(chunk, dtype)
 
-    def kernel(block, pointers, scalars):
+    def kernel(block, pointers):
         # pointers: table (streams, tensors), tensors, blocks before each tensor (tensors + 1), sizes, scalars, own scalars
         tensors, starts = pointers[1], pointers[2]
-        low, high = 0, tensors - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if runtime.peek(starts, middle) <= block:
-                low = middle
-            else:
-                high = middle - 1
-        first = (block - runtime.peek(starts, low)) * BLOCK
-        last = min(first + BLOCK, runtime.peek(pointers[3], low))
-        run_chunk(pointers[0], tensors, low, first, last, pointers[4], pointers[5])
+        tensor = tensor_of_block(starts, tensors, block)
+        first = (block - runtime.peek(starts, tensor)) * BLOCK
+        last = min(first + BLOCK, runtime.peek(pointers[3], tensor))
+        run_chunk(pointers[0], tensors, tensor, first, last, pointers[4], pointers[5])
 
     return kernel
 
@@ -94,14 +102,19 @@ class Table:
     def run(self, kernel: runtime.Kernel, scalars: Sequence[float] = (), own: np.ndarray | None = None) -> None:
         """Run a streams kernel over every element; `own` (tensors,) float64 are the scalars of each tensor."""
         numbers = np.array(scalars, np.float64)
-        pointers = np.array(
-            [
-                runtime.address(self.addresses), self.tensors, runtime.address(self.starts),
-                runtime.address(self.sizes), runtime.address(numbers), 0 if own is None else runtime.address(own),
-            ],
-            np.int64,
-        )  # fmt: skip
-        runtime.run(kernel, self.blocks, pointers, numbers, parallel=self.elements > PARALLEL_SIZE)
+        self.launch(kernel, runtime.address(numbers), 0 if own is None else runtime.address(own))
+
+    def reduce(self, kernel: runtime.Kernel, own: np.ndarray | None = None) -> np.ndarray:
+        """Run a kernel that writes one double per block, and return them (blocks,)."""
+        partial = np.empty(self.blocks)
+        self.launch(kernel, runtime.address(partial), 0 if own is None else runtime.address(own))
+        return partial
+
+    def launch(self, kernel: runtime.Kernel, *further: int) -> None:
+        """Run a kernel over all blocks; pointers are the table, tensors, starts, sizes and what is `further` given."""
+        tables = (runtime.address(self.addresses), self.tensors, runtime.address(self.starts))
+        pointers = np.array([*tables, runtime.address(self.sizes), *further], np.int64)
+        runtime.run(kernel, self.blocks, pointers, parallel=self.elements > PARALLEL_SIZE)
 
 
 def may_stream(out: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:

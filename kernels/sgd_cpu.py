@@ -1,0 +1,58 @@
+"""One step of stochastic gradient descent over any list of tensors in one launch, with momentum as in torch, or
+Nesterov's (Sutskever et al., 2013).
+
+    g = scale * grad  (sign flipped to maximize) + wd p
+    b = momentum b + (1 - dampening) g
+    p = p - lr (g + momentum b)  nesterov;  p - lr b  with momentum;  p - lr g  without
+
+Bytes: 12 a parameter in float32, 20 with momentum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import runtime
+from .simd import Machine, Value
+from .streams import Table, streams_kernel
+
+PARAM, GRAD, BUFFER = range(3)  # streams
+
+
+@runtime.kernel
+def _step(dtype: np.dtype, momentum: bool, nesterov: bool, decay: bool) -> Any:
+    def sgd(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
+        p, g, *buffer = inputs
+        scale, lr, weight_decay, mu, rest = scalars
+        g = g * scale
+        if decay:
+            g = m.fma(p, weight_decay, g)
+        if not momentum:
+            return (m.fma(-g, lr, p),)
+        b = m.fma(buffer[0], mu, g * rest)
+        return m.fma(-(m.fma(b, mu, g) if nesterov else b), lr, p), b
+
+    streams = (PARAM, GRAD, BUFFER) if momentum else (PARAM, GRAD)
+    return streams_kernel(sgd, dtype, streams, (PARAM, BUFFER) if momentum else (PARAM,), scalars=5)
+
+
+def sgd_step(
+    params: list[np.ndarray],
+    grads: list[np.ndarray],
+    momentum_buffer: list[np.ndarray] | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+    scale: float,
+) -> None:
+    """Update params and momentum_buffer in place; grads are only read."""
+    if not params:
+        return
+    lists = [params, grads] if momentum_buffer is None else [params, grads, momentum_buffer]
+    kernel = _step(params[0].dtype, momentum_buffer is not None, nesterov, weight_decay != 0)
+    Table(lists).run(kernel, (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening))
