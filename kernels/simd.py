@@ -153,6 +153,10 @@ class Machine:
             value = self.builder.fptrunc(value, self.scalar)
         return Value(self, self._broadcast(value, self.lanes))
 
+    def to_double(self, integer: Value) -> Value:
+        """Return an int64 scalar as a double."""
+        return Value(self, self.builder.sitofp(integer.ir, ir.DoubleType()))
+
     def _broadcast(self, value: ir.Value, lanes: int) -> ir.Value:
         vector = ir.VectorType(value.type, lanes)
         one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))

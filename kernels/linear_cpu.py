@@ -1,0 +1,83 @@
+"""Affine map y = x W^T + b and its gradients. x (M, K), weight (N, K), bias (N,), y (M, N).
+
+Flops: 2 M N K forward, 4 M N K backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import runtime
+from .matmul_cpu import matmul
+from .simd import Value, traced
+from .streams import PARALLEL_SIZE
+
+ROWS = 64  # rows summed in the array's dtype before the double sum takes over
+
+
+@runtime.kernel
+def _sum_rows(dtype: np.dtype) -> Any:
+    """Sum ROWS rows. pointers: matrix, rows, columns, row stride in bytes, sums (blocks, columns)."""
+    item = dtype.itemsize
+
+    def strip(m, matrix, rows, stride, sums, columns):
+        def body(index: Value, mask: Value | None) -> None:
+            at = matrix + index * item
+
+            def add(row: Value, state: list[Value]) -> list[Value]:
+                return [state[0] + m.load(at + stride * row, mask)]
+
+            m.store(sums + index * item, m.loop(0, rows, 1, [m.zero()], add)[0], mask)
+
+        m.over(0, columns, body)
+
+    run_strip = traced(strip, dtype)
+
+    def kernel(block, pointers):
+        rows, columns, stride = pointers[1], pointers[2], pointers[3]
+        first = block * ROWS
+        run_strip(
+            pointers[0] + first * stride,
+            min(ROWS, rows - first),
+            stride,
+            pointers[4] + block * columns * item,
+            columns,
+        )
+
+    return kernel
+
+
+def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
+    """Write the sum over the rows of a row-major matrix (M, N) into out (N,), in a fixed order."""
+    rows, columns = matrix.shape
+    if rows == 0 or columns == 0:
+        out[...] = 0
+        return
+    blocks = -(-rows // ROWS)
+    sums = runtime.empty((blocks, columns), matrix.dtype)
+    addresses = (runtime.address(matrix), rows, columns, matrix.strides[0], runtime.address(sums))
+    runtime.run(_sum_rows(matrix.dtype), blocks, np.array(addresses, np.int64), parallel=matrix.size > PARALLEL_SIZE)
+    out[...] = sums.sum(axis=0, dtype=np.float64)
+
+
+def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+    """Write y into `out` (M, N)."""
+    matmul(x, weight.T, out, bias)
+
+
+def backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    dx: np.ndarray | None,
+    dweight: np.ndarray,
+    dbias: np.ndarray | None,
+) -> None:
+    """Write (not add) dx = dy W, dweight = dy^T x and dbias = sum of dy over its rows; dx and dbias may be None."""
+    if dx is not None:
+        matmul(dy, weight, dx)
+    matmul(dy.T, x, dweight)
+    if dbias is not None:
+        column_sums(dy, dbias)
