@@ -47,33 +47,29 @@ def xavier_uniform(shape: Sequence[int], *, gain: float = 1.0, rng: Rng = None, 
     Glorot & Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010.
     """
     fan_in, fan_out = fans(shape)
-    return _uniform(shape, gain * _root(6.0, fan_in + fan_out), rng, dtype)
+    return uniform(shape, gain * _root(6.0, fan_in + fan_out), rng, dtype)
 
 
 def xavier_normal(shape: Sequence[int], *, gain: float = 1.0, rng: Rng = None, dtype: Any = np.float32) -> Array:
     """Draw from N(0, s^2), s = gain * sqrt(2 / (fan_in + fan_out)). Glorot & Bengio, 2010."""
     fan_in, fan_out = fans(shape)
-    return _normal(shape, gain * _root(2.0, fan_in + fan_out), rng, dtype)
+    return normal(shape, gain * _root(2.0, fan_in + fan_out), rng, dtype)
 
 
-def he_uniform(
-    shape: Sequence[int], *, negative_slope: float = 0.0, rng: Rng = None, dtype: Any = np.float32
-) -> Array:
+def he_uniform(shape: Sequence[int], *, negative_slope: float = 0.0, rng: Rng = None, dtype: Any = np.float32) -> Array:
     """Draw from U(-a, a), a = sqrt(6 / ((1 + negative_slope^2) * fan_in)).
 
     Makes up for the half of the signal that ReLU drops; `negative_slope` is that of a leaky ReLU behind the layer.
     He, Zhang, Ren & Sun, Delving Deep into Rectifiers, 2015.
     """
     fan_in, _ = fans(shape)
-    return _uniform(shape, _root(6.0, (1.0 + negative_slope**2) * fan_in), rng, dtype)
+    return uniform(shape, _root(6.0, (1.0 + negative_slope**2) * fan_in), rng, dtype)
 
 
-def he_normal(
-    shape: Sequence[int], *, negative_slope: float = 0.0, rng: Rng = None, dtype: Any = np.float32
-) -> Array:
+def he_normal(shape: Sequence[int], *, negative_slope: float = 0.0, rng: Rng = None, dtype: Any = np.float32) -> Array:
     """Draw from N(0, s^2), s = sqrt(2 / ((1 + negative_slope^2) * fan_in)). He, Zhang, Ren & Sun, 2015."""
     fan_in, _ = fans(shape)
-    return _normal(shape, _root(2.0, (1.0 + negative_slope**2) * fan_in), rng, dtype)
+    return normal(shape, _root(2.0, (1.0 + negative_slope**2) * fan_in), rng, dtype)
 
 
 def lecun_normal(shape: Sequence[int], *, rng: Rng = None, dtype: Any = np.float32) -> Array:
@@ -82,7 +78,7 @@ def lecun_normal(shape: Sequence[int], *, rng: Rng = None, dtype: Any = np.float
     LeCun, Bottou, Orr & Müller, Efficient BackProp, 1998; Klambauer et al., Self-Normalizing Neural Networks, 2017.
     """
     fan_in, _ = fans(shape)
-    return _normal(shape, _root(1.0, fan_in), rng, dtype)
+    return normal(shape, _root(1.0, fan_in), rng, dtype)
 
 
 def orthogonal(shape: Sequence[int], *, gain: float = 1.0, rng: Rng = None, dtype: Any = np.float32) -> Array:
@@ -95,7 +91,7 @@ def orthogonal(shape: Sequence[int], *, gain: float = 1.0, rng: Rng = None, dtyp
     2014; Mezzadri, How to generate random matrices from the classical compact groups, 2007 (the signs).
     """
     fans(shape)
-    dtype = _float_dtype(dtype)
+    dtype = float_dtype(dtype)
     rows, columns = int(shape[0]), math.prod(int(size) for size in shape[1:])
     gaussian = np.random.default_rng(rng).standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(gaussian)
@@ -109,23 +105,23 @@ def _root(numerator: float, denominator: float) -> float:
     return math.sqrt(numerator / denominator) if denominator > 0 else 0.0
 
 
-def _float_dtype(dtype: Any) -> np.dtype[Any]:
+def float_dtype(dtype: Any) -> np.dtype[Any]:
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")
     return dtype
 
 
-def _uniform(shape: Sequence[int], bound: float, rng: Rng, dtype: Any) -> Array:
-    dtype = _float_dtype(dtype)
+def uniform(shape: Sequence[int], bound: float, rng: Rng, dtype: Any) -> Array:
+    dtype = float_dtype(dtype)
     values = np.random.default_rng(rng).random(tuple(shape), dtype=dtype.type)
     values *= dtype.type(2.0 * bound)
     values -= dtype.type(bound)
     return values
 
 
-def _normal(shape: Sequence[int], deviation: float, rng: Rng, dtype: Any) -> Array:
-    dtype = _float_dtype(dtype)
+def normal(shape: Sequence[int], deviation: float, rng: Rng, dtype: Any) -> Array:
+    dtype = float_dtype(dtype)
     values = np.random.default_rng(rng).standard_normal(tuple(shape), dtype=dtype.type)
     values *= dtype.type(deviation)
     return values

@@ -1,0 +1,470 @@
+"""Layers: parameters, their gradients and what the backward pass needs, around fastgrad's functions.
+
+No graph is recorded: `forward` keeps what `backward` needs, and `backward(dy)` is called once after each `forward`, in
+the opposite order of layers. It adds to the gradients of the parameters, as in torch, and returns the gradient of the
+input. Names in `state_dict` and initial values follow torch.
+
+Dimension letters: T time, B batch, I input, H hidden, L layers, D directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, Self
+
+import numpy as np
+
+from fastgrad import init
+from fastgrad.activations import activation, activation_backward
+from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
+from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
+
+__all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "Linear", "Parameter", "Sequential"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Rng = np.random.Generator | int | None
+
+
+class Parameter:
+    """An array that is trained: `data`, `grad` (None until a backward pass, then of the same shape) and `name`."""
+
+    __slots__ = ("data", "grad", "name")
+
+    def __init__(self, data: Array, grad: Array | None = None, name: str = "") -> None:
+        self.data = data
+        self.grad = grad
+        self.name = name
+
+    def accumulate(self, gradient: Array) -> None:
+        """Add `gradient` to `grad`; the first one becomes `grad` itself, so its caller must not use it further."""
+        if self.grad is None:
+            self.grad = gradient
+        else:
+            self.grad += gradient
+
+    def __repr__(self) -> str:
+        has = "no grad" if self.grad is None else "grad"
+        return f"Parameter({self.name or 'unnamed'}, shape={self.data.shape}, {self.data.dtype}, {has})"
+
+
+class Layer:
+    """What all layers share. A layer of your own assigns parameters and layers to attributes; they are found there."""
+
+    training: bool = True
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        super().__setattr__(attribute, value)
+        if isinstance(value, Parameter):
+            value.name = attribute
+        elif isinstance(value, Layer):
+            value._prefix_names(attribute)
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        """Yield the (name, Parameter or Layer) pairs directly below, in the order of assignment."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter | Layer):
+                yield name, value
+
+    def _prefix_names(self, prefix: str) -> None:
+        for parameter in self.parameters():
+            parameter.name = f"{prefix}.{parameter.name}"
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Yield (name, Parameter) of this layer and all below, named by their path as in torch."""
+        for name, value in self._members():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+            else:
+                yield from value.named_parameters(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        """Return the parameters of this layer and all below, in a fixed order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch this layer and all below to training (or with mode=False to evaluation), and return it."""
+        self.training = mode
+        for _, value in self._members():
+            if isinstance(value, Layer):
+                value.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch this layer and all below to evaluation, and return it."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters' arrays by name: the arrays themselves, not copies, as in torch."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy `state` (arrays, or CPU tensors of torch, by name) into the parameters, in place.
+
+        Values are converted to the parameters' dtype. Raises KeyError when names are missing or too many, and
+        ValueError for another shape; nothing is changed then.
+        """
+        own = dict(self.named_parameters())
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        if missing or unexpected:
+            raise KeyError(
+                f"state does not fit this {type(self).__name__}: missing {missing or 'nothing'}, "
+                f"unexpected {unexpected or 'nothing'}"
+            )
+        values = {name: np.asarray(state[name]) for name in own}
+        for name, value in values.items():
+            if value.shape != own[name].data.shape:
+                raise ValueError(f"state[{name!r}] must have shape {own[name].data.shape}, got {value.shape}")
+        for name, value in values.items():
+            own[name].data[...] = value
+
+    def forward(self, x: Any) -> Any:
+        """Return the layer's output for `x`, keeping what backward needs."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def backward(self, dy: Any) -> Any:
+        """Return the gradient of the last forward's input, adding to the parameters' gradients."""
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def _keep(self, y: Array, saved: Any) -> None:
+        """Keep `saved` for the backward pass of an output of y's shape."""
+        self._kept: tuple[Any, tuple[int, ...]] | None = (saved, y.shape)
+
+    def _take(self, dy: Any) -> Any:
+        """Return what forward kept, and forget it: its memory is the backward pass's to reuse.
+
+        Raises RuntimeError without a forward before, and ValueError when dy has not the shape of its output.
+        """
+        kept = getattr(self, "_kept", None)
+        if kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: expected a forward pass before, got none; call forward(x) once for "
+                "each backward(dy)"
+            )
+        saved, shape = kept
+        if dy is not None and getattr(dy, "shape", None) != shape:
+            _wrong_shape("dy", f"{shape}, that of the output", dy)
+        self._kept = None
+        return saved
+
+
+class Linear(Layer):
+    """y = x @ weight.T + bias over the last axis of x.
+
+    weight (out_features, in_features), bias (out_features,) or none; both from U(-a, a), a = 1 / sqrt(in_features).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, rng: Rng = None, dtype: Any = np.float32
+    ) -> None:
+        _positive(in_features=in_features, out_features=out_features)
+        rng = np.random.default_rng(rng)
+        self.in_features, self.out_features = in_features, out_features
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = Parameter(_uniform((out_features, in_features), bound, rng, dtype))
+        self.bias = Parameter(_uniform((out_features,), bound, rng, dtype)) if bias else None
+
+    def forward(self, x: Array) -> Array:
+        """Return y (..., out_features) for x (..., in_features), which must not be overwritten before backward."""
+        if np.shape(x)[-1:] != (self.in_features,):
+            _wrong_shape("x", f"(..., {self.in_features})", x)
+        y = linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+        self._keep(y, x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx (..., in_features) for dy (..., out_features); adds to the gradients of weight and bias."""
+        x = self._take(dy)
+        dx, dweight, dbias = linear_backward(dy, x, self.weight.data, with_bias=self.bias is not None)
+        self.weight.accumulate(dweight)
+        if self.bias is not None and dbias is not None:
+            self.bias.accumulate(dbias)
+        assert dx is not None
+        return dx
+
+
+class Embedding(Layer):
+    """Rows of weight (num_embeddings, embedding_dim), drawn from N(0, 1), picked by integers."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: Rng = None, dtype: Any = np.float32) -> None:
+        _positive(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        dtype = init.float_dtype(dtype)
+        values = np.random.default_rng(rng).standard_normal((num_embeddings, embedding_dim), dtype=dtype.type)
+        self.weight = Parameter(values)
+
+    def forward(self, x: Array) -> Array:
+        """Return weight[x] of shape (*x.shape, embedding_dim) for integers x in [0, num_embeddings)."""
+        y = embedding(self.weight.data, x)
+        self._keep(y, x)
+        return y
+
+    def backward(self, dy: Array) -> None:
+        """Add to the gradient of weight the rows of dy (*x.shape, embedding_dim). Integers have no gradient: None."""
+        x = self._take(dy)
+        self.weight.accumulate(embedding_backward(dy, x, self.num_embeddings))
+
+
+class Activation(Layer):
+    """An activation by name, such as Activation("gelu") or Activation("leaky_relu", negative_slope=0.2).
+
+    Names and parameters are those of `fastgrad.activation`.
+    """
+
+    def __init__(self, kind: str, **params: Any) -> None:
+        self.kind = kind
+        self.params: dict[str, Any] = params
+        activation(np.zeros(0, np.float32), kind, **params)  # a wrong name or parameter fails here, not in training
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape; x must not be overwritten before backward."""
+        y = activation(x, self.kind, **self.params)
+        self._keep(y, x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape."""
+        x = self._take(dy)
+        return activation_backward(dy, x, self.kind, **self.params)
+
+
+class _Recurrent(Layer):
+    """Layers and directions of a recurrent cell: L x D runs of one kernel each.
+
+    Parameters of layer k are weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}, and those of the reverse
+    direction have `_reverse` appended; all from U(-a, a), a = 1 / sqrt(hidden_size).
+    """
+
+    _gates: int  # rows of the weights in units of H
+    _states: int  # arrays in a state: 2 for (h, c), 1 for h
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        *,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        _positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        rng = np.random.default_rng(rng)
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
+        self.dtype = init.float_dtype(dtype)
+        self.dstate0: Any = None
+        self._directions = 2 if bidirectional else 1
+        self._runs: list[list[Parameter]] = []
+        bound, rows = 1.0 / math.sqrt(hidden_size), self._gates * hidden_size
+        for layer in range(num_layers):
+            size = input_size if layer == 0 else hidden_size * self._directions
+            for suffix in ["", "_reverse"][: self._directions]:
+                shapes = {"weight_ih": (rows, size), "weight_hh": (rows, hidden_size)}
+                run = []
+                for name, shape in {**shapes, "bias_ih": (rows,), "bias_hh": (rows,)}.items():
+                    parameter = Parameter(_uniform(shape, bound, rng, self.dtype))
+                    setattr(self, f"{name}_l{layer}{suffix}", parameter)
+                    run.append(parameter)
+                self._runs.append(run)
+
+    def forward(self, x: Array, state: Any = None, lengths: Any = None) -> Any:
+        """Return (y, state): y (T, B, D * H) of the last layer, and the state behind the last step.
+
+        x (T, B, I), or (B, T, I) with batch_first, y likewise. It must not be overwritten before backward.
+        state is (h, c) for an LSTM and h for a GRU, each (L * D, B, H) with batch_first as well; None means zeros.
+        lengths (B,) are integers in 0..T: what lies behind the length of a sequence is not read, its y is zero, and its
+        state is that of its last step, as with torch's packed sequences.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.input_size:
+            axes = "batch, time" if self.batch_first else "time, batch"
+            _wrong_shape("x", f"({axes}, {self.input_size})", x)
+        if self.batch_first:
+            x = x.swapaxes(0, 1)
+        initial = self._split_state("state", state, x.shape[1])
+        last: list[tuple[Array, ...]] = []
+        saved: list[Any] = []
+        for _ in range(self.num_layers):
+            outputs = []
+            for direction in range(self._directions):
+                index = len(saved)
+                parameters = [parameter.data for parameter in self._runs[index]]
+                starts = [None if part is None else part[index] for part in initial]
+                y, ends, kept = self._run(x, starts, parameters, lengths, direction == 1)
+                outputs.append(y)
+                last.append(ends)
+                saved.append(kept)
+            x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
+        y = x.swapaxes(0, 1) if self.batch_first else x
+        self._keep(y, (saved, x.shape[1]))
+        return y, self._join_state(last)
+
+    def backward(self, dy: Array | None, dstate: Any = None) -> Array:
+        """Return dx of x's shape; adds to the parameters' gradients and keeps the initial state's as `dstate0`.
+
+        dy has y's shape, or is None when only the state has a gradient. dstate, the gradient of the returned state, and
+        `dstate0` have the state's form; None, whole or for one of (h, c), means zeros.
+        """
+        saved, batch = self._take(dy)
+        dlast = self._split_state("dstate", dstate, batch)
+        if dy is not None and self.batch_first:
+            dy = dy.swapaxes(0, 1)
+        hidden = self.hidden_size
+        dfirst: list[tuple[Array, ...]] = [()] * len(saved)
+        for layer in reversed(range(self.num_layers)):
+            dx = None
+            for direction in range(self._directions):
+                index = layer * self._directions + direction
+                part = dy
+                if dy is not None and self._directions == 2:
+                    part = dy[..., direction * hidden : (direction + 1) * hidden]
+                dends = [None if array is None else array[index] for array in dlast]
+                dinput, dfirst[index], gradients = self._run_backward(part, dends, saved[index])
+                for parameter, gradient in zip(self._runs[index], gradients, strict=True):
+                    parameter.accumulate(gradient)
+                if dx is None:
+                    dx = dinput
+                else:
+                    dx += dinput
+            dy = dx
+        self.dstate0 = self._join_state(dfirst)
+        assert dy is not None
+        return dy.swapaxes(0, 1) if self.batch_first else dy
+
+    def _split_state(self, name: str, state: Any, batch: int) -> tuple[Array | None, ...]:
+        """Return the arrays of a state in torch's form, each checked, or None for zeros."""
+        if state is None:
+            return (None,) * self._states
+        shape = (self.num_layers * self._directions, batch, self.hidden_size)
+        if self._states == 1:
+            parts, names = (state,), [name]
+        elif isinstance(state, tuple | list) and len(state) == 2:
+            parts, names = tuple(state), [f"{name}[0] (h)", f"{name}[1] (c)"]
+        else:
+            raise TypeError(
+                f"{name}: expected a pair (h, c) of arrays of shape {shape} or None, got {_describe(state)}"
+            )
+        for part, what in zip(parts, names, strict=True):
+            if part is not None and getattr(part, "shape", None) != shape:
+                _wrong_shape(what, f"{shape} (layers x directions, batch, hidden)", part)
+        return parts
+
+    def _join_state(self, runs: list[tuple[Array, ...]]) -> Any:
+        """Return the states of all runs in torch's form."""
+        parts = tuple(
+            runs[0][part][None] if len(runs) == 1 else np.stack([run[part] for run in runs])
+            for part in range(self._states)
+        )
+        return parts[0] if self._states == 1 else parts
+
+    def _run(self, x: Array, starts: Any, parameters: Any, lengths: Any, reverse: bool) -> Any:
+        raise NotImplementedError
+
+    def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
+        raise NotImplementedError
+
+
+class LSTM(_Recurrent):
+    """A long short-term memory of `num_layers` layers, in one or both directions; gates in the order i, f, g, o.
+
+    forward(x, state=None, lengths=None) -> y, (h, c);  backward(dy, dstate=None) -> dx, keeps dstate0 = (dh0, dc0).
+    Hochreiter & Schmidhuber, Long Short-Term Memory, 1997; Gers, Schmidhuber & Cummins, Learning to Forget, 2000.
+    """
+
+    _gates, _states = 4, 2
+
+    def _run(self, x: Array, starts: Any, parameters: Any, lengths: Any, reverse: bool) -> Any:
+        return lstm(x, *starts, *parameters, lengths=lengths, reverse=reverse)
+
+    def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
+        dx, dh0, dc0, *gradients = lstm_backward(dy, dends[0], dends[1], saved)
+        return dx, (dh0, dc0), gradients
+
+
+class GRU(_Recurrent):
+    """A gated recurrent unit of `num_layers` layers, in one or both directions; gates in the order r, z, n.
+
+    forward(x, state=None, lengths=None) -> y, h;  backward(dy, dstate=None) -> dx, keeps dstate0 = dh0.
+    `reset_after=True` is the form of torch and cuDNN, False that of the paper (the reset gate before the product).
+    Cho et al., Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation, 2014.
+    """
+
+    _gates, _states = 3, 1
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        self.reset_after = bool(reset_after)
+        super().__init__(*args, **kwargs)
+
+    def _run(self, x: Array, starts: Any, parameters: Any, lengths: Any, reverse: bool) -> Any:
+        y, h, saved = gru(x, *starts, *parameters, lengths=lengths, reverse=reverse, reset_after=self.reset_after)
+        return y, (h,), saved
+
+    def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
+        dx, dh0, *gradients = gru_backward(dy, dends[0], saved)
+        return dx, (dh0,), gradients
+
+
+class Sequential(Layer):
+    """Layers one behind the other, named "0", "1", ... as in torch.
+
+    Of a layer that returns (y, state), as LSTM and GRU do, y goes on to the next; the state starts from zeros in each
+    forward and is dropped. Carry it yourself where you need it: call the layers one by one, or write a Layer.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers[{position}] must be a fastgrad layer, got {_describe(layer)}")
+            if any(layer is other for other in layers[:position]):
+                raise ValueError(
+                    f"layers[{position}] is in this Sequential already, and a layer keeps only its last forward; "
+                    "make a second layer"
+                )
+        self.layers = tuple(layers)
+        for name, layer in self._members():
+            layer._prefix_names(name)
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        for position, layer in enumerate(self.layers):
+            yield str(position), layer
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]
+
+    def forward(self, x: Any) -> Any:
+        """Return the last layer's output for x."""
+        for layer in self.layers:
+            x = layer.forward(x)
+            if isinstance(x, tuple):
+                x = x[0]
+        return x
+
+    def backward(self, dy: Any) -> Any:
+        """Return the gradient of x, or None when the first layer is an Embedding."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+
+def _uniform(shape: tuple[int, ...], bound: float, rng: np.random.Generator, dtype: Any) -> Array:
+    return init.uniform(shape, bound, rng, dtype)
+
+
+def _positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} of shape {shape}"
+
+
+def _wrong_shape(name: str, expected: str, value: Any) -> NoReturn:
+    raise ValueError(f"{name}: expected shape {expected}, got {_describe(value)}")

@@ -1,0 +1,414 @@
+"""Optimizers: the state behind `adam_step` and `sgd_step`, clipping inside the update, and steps that refuse NaN.
+
+One step reads the gradients twice and never writes them: once for the global norm over all groups, once in the update,
+which applies the clip coefficient as it goes. Each group is one kernel launch, however many tensors it holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastgrad._checks import FLOATS, TensorGroups, number
+from fastgrad._dispatch import kernels, wrong_array
+from fastgrad.layers import Parameter
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "StepReport"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+NONFINITE = ("skip", "raise", "propagate")
+
+# Added to the norm before dividing by it, as in torch.nn.utils.clip_grad_norm_.
+CLIP_EPSILON = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did.
+
+    grad_norm: the global 2-norm of all gradients, before clipping.
+    clip_coefficient: the factor the gradients were taken with: below 1 where clipped, 0 in a step that was skipped.
+    skipped: whether nothing was changed because the norm was NaN or infinite.
+    """
+
+    grad_norm: float
+    clip_coefficient: float
+    skipped: bool
+
+
+class Optimizer:
+    """What all optimizers share: parameter groups, the norm, the clip coefficient and the policy for NaN and Inf.
+
+    params: Parameters or plain arrays, or groups of them as dictionaries {"params": [...], "lr": 0.1, ...}, where what
+        a group does not name is the optimizer's default. All are float32 or all float64.
+    max_norm: the global norm of the gradients is clipped to it by the coefficient min(1, max_norm / (norm + 1e-6)).
+    nonfinite: what a step does when the norm is NaN or infinite. "skip" changes nothing and counts it in
+        `skipped_steps`; "raise" changes nothing and raises FloatingPointError naming the tensors; "propagate" goes on
+        as torch does.
+
+    `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
+    """
+
+    # Arrays that the state of one parameter can hold; "step" is the only other entry.
+    _state_arrays: tuple[str, ...] = ()
+
+    def __init__(self, params: Any, defaults: dict[str, Any], *, max_norm: float | None, nonfinite: str) -> None:
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite: expected one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
+        self.max_norm = None if max_norm is None else number("max_norm", max_norm, 0.0, finite=False)
+        self.nonfinite = nonfinite
+        self.skipped_steps = 0
+        self.param_groups: list[dict[str, Any]] = []
+        self._defaults = defaults
+        entries = [params] if isinstance(params, np.ndarray | Parameter | Mapping) else list(params)
+        if not entries:
+            raise ValueError("params: expected at least one parameter, got an empty list")
+        groups = entries if isinstance(entries[0], Mapping) else [{"params": entries}]
+        for position, group in enumerate(groups):
+            self._add_group(f"params[{position}]" if groups is entries else "params", group)
+        self._params: list[Parameter | Array] = [p for group in self.param_groups for p in group["params"]]
+        self._check_params()
+        self._state: list[dict[str, Any]] = [{} for _ in self._params]
+
+    def _add_group(self, where: str, group: Any) -> None:
+        if not isinstance(group, Mapping):
+            raise TypeError(
+                f"{where}: expected a group {{'params': [...]}} as params[0] is, got {type(group).__name__}"
+            )
+        if "params" not in group:
+            raise ValueError(f"{where}: the group has no entry 'params'")
+        unknown = [key for key in group if key != "params" and key not in self._defaults]
+        if unknown:
+            raise ValueError(f"{where}: unknown entries {unknown}; {type(self).__name__} knows {list(self._defaults)}")
+        members = group["params"]
+        members = [members] if isinstance(members, np.ndarray | Parameter) else list(members)
+        complete = {"params": members, **self._defaults, **{key: group[key] for key in group if key != "params"}}
+        self._check_group(complete)
+        self.param_groups.append(complete)
+
+    def _check_params(self) -> None:
+        seen: dict[int, int] = {}
+        first: np.dtype[Any] | None = None
+        for index, parameter in enumerate(self._params):
+            data = parameter.data if isinstance(parameter, Parameter) else parameter
+            if type(data) is not np.ndarray:
+                raise wrong_array(f"params[{index}]", data)
+            if data.dtype not in FLOATS:
+                raise TypeError(f"params[{index}]: expected float32 or float64, got {data.dtype}")
+            first = first or data.dtype
+            if data.dtype != first:
+                raise TypeError(
+                    f"params[{index}] is {data.dtype} but params[0] is {first}; make one optimizer for each dtype"
+                )
+            if id(data) in seen:
+                raise ValueError(f"params[{index}] is params[{seen[id(data)]}] again; give each parameter once")
+            seen[id(data)] = index
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError for a value of a group that makes no sense."""
+        raise NotImplementedError
+
+    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
+        """Take one step with `grads` times `scale` for the parameters of `group` with these indices."""
+        raise NotImplementedError
+
+    def step(self, grads: Sequence[Array | None] | Array | None = None) -> StepReport:
+        """Take one step, in place on the parameters and the state; gradients are only read.
+
+        grads: a gradient or None for every parameter, over all groups in their order. Without it the Parameters' own
+            `grad` is used. A parameter whose gradient is None is left as it is, and so is its state.
+
+        Raises FloatingPointError with nonfinite="raise", and TypeError or ValueError for gradients that don't fit;
+        nothing is changed then.
+        """
+        by_index = self._gradients(grads)
+        present = [index for index, grad in enumerate(by_index) if grad is not None]
+        checked = TensorGroups(
+            ("params", [self._data(index) for index in present], True),
+            ("grads", [by_index[index] for index in present], False),  # type: ignore[misc]
+        )
+        for group in self.param_groups:
+            self._check_group(group)
+        contiguous: dict[int, Array] = dict(zip(present, checked.lists[1], strict=True))
+        norm = float(kernels("norm", checked.lists[1][0]).global_norm(checked.lists[1], 2.0)) if present else 0.0
+        if not math.isfinite(norm) and self.nonfinite != "propagate":
+            if self.nonfinite == "raise":
+                raise FloatingPointError(self._blame(present, checked.lists[1]))
+            self.skipped_steps += 1
+            return StepReport(norm, 0.0, True)
+        coefficient = 1.0
+        if self.max_norm is not None:
+            coefficient = self.max_norm / (norm + CLIP_EPSILON)
+            # Written so that a NaN stays one: with "propagate" the parameters become NaN, as in torch.
+            coefficient = 1.0 if coefficient >= 1.0 else coefficient
+        start = 0
+        for group in self.param_groups:
+            end = start + len(group["params"])
+            indices = [index for index in range(start, end) if index in contiguous]
+            start = end
+            if indices:
+                self._update(group, indices, [contiguous[index] for index in indices], coefficient)
+        return StepReport(norm, coefficient, False)
+
+    def zero_grad(self) -> None:
+        """Set `grad` of every Parameter to None; the next backward pass stores its gradients without adding."""
+        for parameter in self._params:
+            if isinstance(parameter, Parameter):
+                parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"state": {index: {...}}, "param_groups": [...], "skipped_steps": n}.
+
+        The form is torch's, with the parameters' indices in place of themselves; arrays are the optimizer's own.
+        """
+        groups, start = [], 0
+        for group in self.param_groups:
+            end = start + len(group["params"])
+            groups.append({**group, "params": list(range(start, end))})
+            start = end
+        state = {index: dict(entry) for index, entry in enumerate(self._state) if entry}
+        return {"state": state, "param_groups": groups, "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, whose arrays are copied. That of the torch optimizer of the same name fits as well.
+
+        Raises ValueError when the groups or shapes are not those of this optimizer; nothing is changed then.
+        """
+        groups = state_dict["param_groups"]
+        sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
+        if sizes != own:
+            raise ValueError(f"state_dict: expected groups of {own} parameters, got {sizes}")
+        missing = [key for group in groups for key in self._defaults if key not in group]
+        if missing:
+            raise ValueError(f"state_dict: a group lacks {missing}; it belongs to another optimizer")
+        updated = [
+            {"params": mine["params"], **{key: _plain(group[key]) for key in self._defaults}}
+            for mine, group in zip(self.param_groups, groups, strict=True)
+        ]
+        for group in updated:
+            self._check_group(group)
+        # torch numbers parameters by their place; a state may lack those that never had a gradient.
+        indices = [index for group in groups for index in group["params"]]
+        unknown = sorted(set(state_dict["state"]) - set(indices))
+        if unknown:
+            raise ValueError(f"state_dict: state for the parameters {unknown}, which no group holds")
+        states = [self._read_state(place, state_dict["state"].get(index, {})) for place, index in enumerate(indices)]
+        self.param_groups[:] = updated
+        self._state = states
+        self.skipped_steps = int(state_dict.get("skipped_steps", 0))
+
+    def _read_state(self, place: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        data = self._data(place)
+        for key, value in entry.items():
+            if value is None:
+                continue
+            if key == "step":
+                state[key] = int(value)
+            elif key not in self._state_arrays:
+                raise ValueError(f"state_dict: parameter {place} has the unknown entry {key!r}")
+            else:
+                array = np.array(value, dtype=data.dtype, order="C")
+                if array.shape != data.shape:
+                    raise ValueError(
+                        f"state_dict: expected shape {data.shape} for {key} of parameter {place}, got {array.shape}"
+                    )
+                state[key] = array
+        return state
+
+    def _data(self, index: int) -> Array:
+        parameter = self._params[index]
+        return parameter.data if isinstance(parameter, Parameter) else parameter
+
+    def _gradients(self, grads: Any) -> list[Array | None]:
+        if grads is not None:
+            listed = [grads] if isinstance(grads, np.ndarray) else list(grads)
+            if len(listed) != len(self._params):
+                raise ValueError(
+                    f"grads: expected {len(self._params)} entries, one for each parameter, got {len(listed)}"
+                )
+            return listed
+        found: list[Array | None] = []
+        for index, parameter in enumerate(self._params):
+            if not isinstance(parameter, Parameter):
+                raise ValueError(
+                    f"grads: expected a list, got None; params[{index}] is a plain array without a gradient of its own"
+                )
+            found.append(parameter.grad)
+        return found
+
+    def _blame(self, indices: list[int], grads: list[Array]) -> str:
+        norms = kernels("norm", grads[0]).tensor_norms(grads, 2.0)
+        named = []
+        for index, norm in zip(indices, norms, strict=True):
+            if not math.isfinite(norm):
+                name = getattr(self._params[index], "name", "") or f"params[{index}]"
+                named.append(f"{name} (norm {norm:g})")
+        return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
+
+    def _launch(self, kernel: Any, indices: list[int], grads: list[Array], keys: Sequence[str], *args: Any) -> None:
+        """Call `kernel`(params, grads, state lists of `keys`, *args), writing back to parameters that are strided."""
+        params = [self._data(index) for index in indices]
+        states = [(key, [self._state[index][key] for index in indices], True) for key in keys]
+        checked = TensorGroups(("params", params, True), ("grads", grads, False), *states)
+        missing = [None] * (len(self._state_arrays) - len(keys))
+        kernel(*checked.lists, *missing, *args)
+        checked.write_back()
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, as torch.optim.SGD.
+
+    g = grad + weight_decay * p;  b = momentum * b + (1 - dampening) * g, in a parameter's first step b = g;
+    p -= lr * (g + momentum * b) with nesterov, lr * b with momentum, lr * g without.
+    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum in deep learning, 2013.
+    """
+
+    _state_arrays = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "skip",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key in ("lr", "momentum", "weight_decay"):
+            number(key, group[key], 0.0)
+        number("dampening", group["dampening"])
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise ValueError("nesterov: needs momentum above 0 and dampening 0")
+
+    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
+        kernel, momentum = kernels("sgd", grads[0]).sgd_step, float(group["momentum"])
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        gradients = dict(zip(indices, grads, strict=True))
+        fresh = [index for index in indices if momentum and "momentum_buffer" not in self._state[index]]
+        for index in fresh:
+            self._state[index]["momentum_buffer"] = np.zeros_like(self._data(index), order="C")
+        keys = ["momentum_buffer"] if momentum else []
+        # torch's first step takes the gradient whole into the buffer: zeros and no dampening.
+        seasoned = sorted(set(indices) - set(fresh))
+        for chosen, dampening in ((fresh, 0.0), (seasoned, float(group["dampening"]))):
+            if chosen:
+                args = (lr, momentum, dampening, bool(group["nesterov"]), decay, bool(group["maximize"]), scale)
+                self._launch(kernel, chosen, [gradients[index] for index in chosen], keys, *args)
+
+
+class Adam(Optimizer):
+    """Adam with coupled weight decay (added to the gradient), as torch.optim.Adam.
+
+    g = grad + weight_decay * p;  m = beta1 * m + (1 - beta1) * g;  v = beta2 * v + (1 - beta2) * g^2
+    p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps);  amsgrad: the largest v so far in place of v.
+    Kingma & Ba, Adam: A Method for Stochastic Optimization, 2015; Reddi, Kale & Kumar, On the Convergence of Adam and
+    Beyond, 2018 (amsgrad).
+    """
+
+    _state_arrays = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "skip",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key in ("lr", "eps", "weight_decay"):
+            number(key, group[key], 0.0)
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"betas: expected two numbers, got {betas!r}")
+        for place, beta in enumerate(betas):
+            number(f"betas[{place}]", beta, 0.0, 1.0, open_high=True)
+
+    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
+        keys = self._state_arrays if group["amsgrad"] else self._state_arrays[:2]
+        by_step: dict[int, tuple[list[int], list[Array]]] = {}
+        for index, grad in zip(indices, grads, strict=True):
+            state = self._state[index]
+            for key in keys:
+                if key not in state:
+                    state[key] = np.zeros_like(self._data(index), order="C")
+            members = by_step.setdefault(state.setdefault("step", 0) + 1, ([], []))
+            members[0].append(index)
+            members[1].append(grad)
+        kernel = kernels("adam", grads[0]).adam_step
+        args = (*map(float, (group["lr"], *group["betas"], group["eps"], group["weight_decay"])), self._decoupled)
+        # One launch, unless parameters were left out of steps: their bias correction is another.
+        for step, (chosen, gradients) in by_step.items():
+            self._launch(kernel, chosen, gradients, keys, step, *args, bool(group["maximize"]), scale)
+            for index in chosen:
+                self._state[index]["step"] = step
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (p *= 1 - lr * weight_decay before the step), as torch.optim.AdamW.
+
+    Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "skip",
+    ) -> None:
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, max_norm=max_norm, nonfinite=nonfinite
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a group's value as plain Python: torch may hold lr as a 0-d tensor, JSON betas as a list."""
+    if isinstance(value, tuple | list):
+        return tuple(float(part) for part in value)
+    return value if isinstance(value, bool | int | float) else float(value)

@@ -1,0 +1,182 @@
+"""The trainer: truncated backpropagation through time with carried state, global-norm clipping and Adam.
+
+    per step: a window of T characters of B streams, the state carried over from the window before (no gradient flows
+    back into it: Williams & Peng, 1990), one backward pass, one Adam step with the clip coefficient inside it.
+
+A Trainer has no clock, no files and no output; `fastgrad.training.run` has those. Its whole state goes through
+`capture` and `restore`, so that a restored trainer goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import fastgrad
+from fastgrad.optim import Adam
+from fastgrad.training.errors import Diverged, UserError
+from fastgrad.training.model import CharacterModel, Config
+from fastgrad.training.text import Corpus, TrainingWindows, ValidationStreams
+
+__all__ = ["BITS", "StepResult", "Trainer"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Bits in a nat: losses are in nats, reports in bits per character.
+BITS = 1.0 / math.log(2.0)
+
+# So many steps in a row whose gradients were not finite, and training is over.
+HOPELESS = 10
+
+HISTORY = ("loss", "grad_norm", "clip_coefficient")
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """loss: mean cross-entropy in nats before the update; grad_norm before clipping; clip_coefficient, 0 if skipped."""
+
+    loss: float
+    grad_norm: float
+    clip_coefficient: float
+
+
+class Trainer:
+    """A model, its optimizer and its place in the text.
+
+    config: sizes and values; corpus: the text; backend: the kernels, "cpu" or "reference".
+    Raises UserError when the text is too short for the configuration.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, backend: str = "cpu") -> None:
+        corpus.require(config.batch, config.seq_length)
+        self.config, self.corpus, self.backend = config, corpus, backend
+        self.model = CharacterModel(config, len(corpus.vocabulary), np.random.default_rng([config.seed, 0]))
+        self.optimizer = Adam(self.model.parameters(), lr=config.lr, max_norm=config.clip or None)
+        held_out = corpus.validation_length(config.batch)
+        split = len(corpus.codes) - held_out
+        rng = np.random.default_rng([config.seed, 1])
+        self.windows = TrainingWindows(corpus.codes[:split], config.batch, config.seq_length, rng)
+        self.validation = ValidationStreams(corpus.codes, held_out, config.batch, config.seq_length)
+        self.state: Any = None
+        # One entry a step, in nats; validations are (step, bits per character).
+        self.history: dict[str, list[float]] = {name: [] for name in HISTORY}
+        self.validations: list[tuple[int, float]] = []
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return len(self.history["loss"])
+
+    @property
+    def characters_per_step(self) -> int:
+        """The characters that one step learns from."""
+        return self.config.batch * self.config.seq_length
+
+    def train_step(self) -> StepResult:
+        """Learn from the next window. Raises Diverged when the loss is not finite, before any parameter changes."""
+        with fastgrad.backend(self.backend):
+            x, targets, epoch_begins = self.windows.next()
+            state = None if epoch_begins else self.state
+            self.optimizer.zero_grad()
+            loss, dlogits, state = self.model.loss(x, targets, state)
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss became {loss} at step {self.step + 1}; try a smaller --lr or --clip")
+            self.model.backward(dlogits)
+            report = self.optimizer.step()
+        self.state = state
+        for name, value in zip(HISTORY, (loss, report.grad_norm, report.clip_coefficient), strict=True):
+            self.history[name].append(value)
+        if report.skipped and not any(self.history["clip_coefficient"][-HOPELESS:]) and self.step >= HOPELESS:
+            raise Diverged(
+                f"the gradients were not finite in the {HOPELESS} steps up to {self.step}; try a smaller --lr"
+            )
+        return StepResult(loss, report.grad_norm, report.clip_coefficient)
+
+    def validate(self) -> float:
+        """Return the bits per character on the last 5 % of the text, and add them to `validations`."""
+        total, state = 0.0, None
+        with fastgrad.backend(self.backend):
+            for x, targets in self.validation.windows():
+                if targets is None:
+                    _, state = self.model.rnn.forward(self.model.embedding.forward(x), state)
+                else:
+                    loss, _, state = self.model.loss(x, targets, state)
+                    total += loss * targets.size
+        bits = total / self.validation.count * BITS
+        if not math.isfinite(bits):
+            raise Diverged(f"the validation loss became {bits} at step {self.step}; try a smaller --lr or --clip")
+        self.validations.append((self.step, bits))
+        return bits
+
+    def capture(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return the arrays and the JSON values that `restore` needs; the arrays are the trainer's own."""
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        optimizer = self.optimizer.state_dict()
+        scalars: dict[str, dict[str, Any]] = {}
+        for index, entry in optimizer["state"].items():
+            for key, value in entry.items():
+                if isinstance(value, np.ndarray):
+                    arrays[f"optimizer.{index}.{key}"] = value
+                else:
+                    scalars.setdefault(str(index), {})[key] = value
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        for name, part in zip(("h", "c"), parts, strict=False):
+            if part is not None:
+                arrays[f"state.{name}"] = part
+        for name, values in self.history.items():
+            arrays[f"history.{name}"] = np.array(values, dtype=np.float64)
+        return arrays, {
+            "step": self.step,
+            "config": self.config.as_dict(),
+            "vocabulary": self.corpus.vocabulary,
+            "text_sha256": self.corpus.sha256,
+            "windows": self.windows.state(),
+            "optimizer": {**optimizer, "state": scalars},
+            "validations": [[step, bits] for step, bits in self.validations],
+        }
+
+    def restore(self, arrays: Mapping[str, Array], contents: Mapping[str, Any]) -> None:
+        """Go on from what `capture` returned, bit for bit; arrays are copied.
+
+        Raises UserError when they don't fit together or not this trainer's configuration and text.
+        """
+        if contents.get("text_sha256") != self.corpus.sha256:
+            raise UserError("the text is not the one that the checkpoint was trained on; resume with the same FILE")
+        try:
+            self.model.load_state_dict(_below("model.", arrays))
+            optimizer = dict(contents["optimizer"])
+            state = {int(index): dict(entry) for index, entry in optimizer["state"].items()}
+            for name, array in _below("optimizer.", arrays).items():
+                index, key = name.split(".", 1)
+                state[int(index)][key] = array
+            self.optimizer.load_state_dict({**optimizer, "state": state})
+            self.windows.restore(contents["windows"])
+            parts = [np.array(arrays[f"state.{name}"]) for name in ("h", "c") if f"state.{name}" in arrays]
+            shape = (self.config.layers, self.config.batch, self.config.hidden)
+            if any(part.shape != shape or part.dtype != self.config.dtype for part in parts):
+                raise ValueError(f"the carried state must have shape {shape}")
+            expected = 0 if not contents["step"] else {"lstm": 2, "gru": 1}[self.config.cell]
+            if len(parts) != expected:
+                raise ValueError(f"the carried state has {len(parts)} arrays instead of {expected}")
+            self.state = None if not parts else tuple(parts) if len(parts) == 2 else parts[0]
+            self.history = {name: [float(value) for value in arrays[f"history.{name}"]] for name in HISTORY}
+            if {len(values) for values in self.history.values()} != {contents["step"]}:
+                raise ValueError(f"the history does not have {contents['step']} entries")
+            self.validations = [(int(step), float(bits)) for step, bits in contents["validations"]]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            what = error.args[0] if error.args else error
+            raise UserError(f"the checkpoint does not fit together ({type(error).__name__}: {what})") from None
+
+    def copy(self, backend: str) -> Trainer:
+        """Return a trainer in the same state on the kernels of `backend`, sharing nothing but the text."""
+        other = Trainer(self.config, self.corpus, backend)
+        other.restore(*self.capture())
+        return other
+
+
+def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
