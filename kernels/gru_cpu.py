@@ -1,0 +1,376 @@
+"""GRU over a sequence (Cho et al., 2014), gates r, z, n.
+
+    r, z = sigmoid(W_i x_t + b_i + W_h h + b_h)
+    n = tanh(W_in x_t + b_in + r (W_hn h + b_hn))    reset_after, the form of torch and cuDNN
+    n = tanh(W_in x_t + b_in + W_hn (r h) + b_hn)    otherwise, the paper's
+    h' = (1 - z) n + z h
+
+Dimensions: T time, B batch, I input, H hidden. A step at t >= length leaves the state as it is, gives y = 0 and does
+not read x.
+
+Split over threads as in lstm_cpu.py. Flops: 6 T B H (I + H) forward, twice that backward. Saved for backward: gates, y
+and `inner`, which is W_hn h + b_hn with reset_after and r h without: 5 H numbers a step and sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import runtime, vecmath
+from .linear_cpu import column_sums
+from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
+from .recurrent_cpu import GATE_BYTES, Array, copy_row, input_products, tasks_for, weight_gradient, zero_row, zeroed_padding
+from .simd import Machine, Value, traced
+
+# --- one step of one sequence: gates (3H,) in/out, sums, then r, z, n;  inner (H,), h (H,), h_next (H,) out
+
+
+def _gates_after(m: Machine, gates: Value, inner: Value, h: Value, h_next: Value, hidden: Value) -> None:
+    """All gates, with reset_after; inner holds W_hn h + b_hn."""
+    stride = hidden * m.dtype.itemsize
+
+    def body(index: Value, mask: Value | None) -> None:
+        at = index * m.dtype.itemsize
+        cells = [gates + stride * k + at for k in range(3)]
+        r, z = (vecmath.sigmoid(m, m.load(cells[k], mask)) for k in (0, 1))
+        n = vecmath.tanh(m, m.fma(r, m.load(inner + at, mask), m.load(cells[2], mask)))
+        for cell, gate in zip(cells, (r, z, n), strict=True):
+            m.store(cell, gate, mask)
+        m.store(h_next + at, m.fma(z, m.load(h + at, mask), (1.0 - z) * n), mask)
+
+    m.over(0, hidden, body)
+
+
+def _gates_before(m: Machine, gates: Value, inner: Value, h: Value, hidden: Value) -> None:
+    """r and z, and inner = r h, before the product of the paper's form."""
+    stride = hidden * m.dtype.itemsize
+
+    def body(index: Value, mask: Value | None) -> None:
+        at = index * m.dtype.itemsize
+        r, z = (vecmath.sigmoid(m, m.load(gates + stride * k + at, mask)) for k in (0, 1))
+        m.store(gates + at, r, mask)
+        m.store(gates + stride + at, z, mask)
+        m.store(inner + at, r * m.load(h + at, mask), mask)
+
+    m.over(0, hidden, body)
+
+
+def _candidate(m: Machine, gates: Value, h: Value, h_next: Value, hidden: Value) -> None:
+    """n and h' after that product."""
+    stride = hidden * m.dtype.itemsize
+
+    def body(index: Value, mask: Value | None) -> None:
+        at = index * m.dtype.itemsize
+        cell = gates + stride * 2 + at
+        n, z = vecmath.tanh(m, m.load(cell, mask)), m.load(gates + stride + at, mask)
+        m.store(cell, n, mask)
+        m.store(h_next + at, m.fma(z, m.load(h + at, mask), (1.0 - z) * n), mask)
+
+    m.over(0, hidden, body)
+
+
+# --- back through one step of one sequence: dh (H,) in/out, gradient of h', then the part of h's that no product gives
+#     dgates (3H,) out: gradients of the sums of x;  dinner (H,)
+
+
+def _candidate_gradients(
+    m: Machine, gates: Value, h: Value, dy: Value, dh: Value, at: Value, stride: Value, mask: Value | None
+) -> tuple[Value, Value, Value]:
+    """Return the gradient of h' times z, and those of the sums of z and n."""
+    z, n = (m.load(gates + stride * k + at, mask) for k in (1, 2))
+    dh_all = m.load(dh + at, mask) + m.load(dy + at, mask)
+    rest = 1.0 - z
+    return (
+        dh_all * z,
+        dh_all * (m.load(h + at, mask) - n) * (z * rest),
+        dh_all * rest * m.fma(-n, n, m.full(1.0)),
+    )
+
+
+def _gates_after_backward(
+    m: Machine, gates: Value, inner: Value, h: Value, dy: Value, dh: Value, dgates: Value, dinner: Value, hidden: Value
+) -> None:
+    """All gates, with reset_after; dinner out: gradient of W_hn h + b_hn."""
+    stride = hidden * m.dtype.itemsize
+
+    def body(index: Value, mask: Value | None) -> None:
+        at = index * m.dtype.itemsize
+        kept, dz, dn = _candidate_gradients(m, gates, h, dy, dh, at, stride, mask)
+        r = m.load(gates + at, mask)
+        m.store(dh + at, kept, mask)
+        m.store(dgates + at, dn * m.load(inner + at, mask) * (r * (1.0 - r)), mask)
+        m.store(dgates + stride + at, dz, mask)
+        m.store(dgates + stride * 2 + at, dn, mask)
+        m.store(dinner + at, dn * r, mask)
+
+    m.over(0, hidden, body)
+
+
+def _candidate_backward(
+    m: Machine, gates: Value, h: Value, dy: Value, dh: Value, dgates: Value, dinner: Value, hidden: Value
+) -> None:
+    """z and n of the paper's form; dinner out: 0, for the product to add the gradient of r h to."""
+    stride = hidden * m.dtype.itemsize
+
+    def body(index: Value, mask: Value | None) -> None:
+        at = index * m.dtype.itemsize
+        kept, dz, dn = _candidate_gradients(m, gates, h, dy, dh, at, stride, mask)
+        m.store(dh + at, kept, mask)
+        m.store(dgates + stride + at, dz, mask)
+        m.store(dgates + stride * 2 + at, dn, mask)
+        m.store(dinner + at, m.zero(), mask)
+
+    m.over(0, hidden, body)
+
+
+def _reset_backward(
+    m: Machine, gates: Value, h: Value, dh: Value, dgates: Value, dinner: Value, hidden: Value
+) -> None:
+    """r of the paper's form; dinner: gradient of r h."""
+
+    def body(index: Value, mask: Value | None) -> None:
+        at = index * m.dtype.itemsize
+        r, d = m.load(gates + at, mask), m.load(dinner + at, mask)
+        m.store(dgates + at, d * m.load(h + at, mask) * (r * (1.0 - r)), mask)
+        m.store(dh + at, m.fma(d, r, m.load(dh + at, mask)), mask)
+
+    m.over(0, hidden, body)
+
+
+# --- kernels
+
+
+@runtime.kernel
+def _forward(dtype: np.dtype, reset_after: bool) -> Any:
+    """Take some sequences through all steps.
+
+    pointers: T, B, H, gates (T, B, 3H), inner (T, B, H), h (T + 1, B, H), packed W_hh^T of r and z, of n, bias of
+    W_hn h (H,), lengths or 0, y (T, B, H) where there are lengths, reverse, tasks. Slot t of h holds the state before
+    step t, or after it in reverse.
+    """
+    item = dtype.itemsize
+    width = panel_columns(dtype)
+    multiply = rows_by_panels(dtype)
+    lanes = GATE_BYTES // item
+    gates_after, gates_before = traced(_gates_after, dtype, lanes), traced(_gates_before, dtype, lanes)
+    candidate = traced(_candidate, dtype, lanes)
+    copy, zero = traced(copy_row, dtype), traced(zero_row, dtype)
+
+    def kernel(block, pointers):
+        steps, batch, hidden, gates, inner, h = (
+            pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
+        )  # fmt: skip
+        packed_rz, packed_n, bias, lengths, y = pointers[6], pointers[7], pointers[8], pointers[9], pointers[10]
+        reverse, tasks = pointers[11], pointers[12]
+        first, last = batch * block // tasks, batch * (block + 1) // tasks
+        rows = last - first
+        row, row3 = hidden * item, 3 * hidden * item
+        panels_rz, panels_n = (2 * hidden + width - 1) // width, (hidden + width - 1) // width
+        for s in range(steps):
+            t = steps - 1 - s if reverse else s
+            before = h + ((t + 1 if reverse else t) * batch + first) * row
+            after = h + ((t if reverse else t + 1) * batch + first) * row
+            g = gates + (t * batch + first) * row3
+            w = inner + (t * batch + first) * row
+            multiply(before, row, rows, packed_rz, hidden, 0, panels_rz, 2 * hidden, g, row3, g, row3, 0, hidden)
+            if reset_after:
+                multiply(before, row, rows, packed_n, hidden, 0, panels_n, hidden, w, row, bias, 0, 0, hidden)
+            else:
+                for b in range(rows):
+                    gates_before(g + b * row3, w + b * row, before + b * row, hidden)
+                n = g + 2 * row
+                multiply(w, row, rows, packed_n, hidden, 0, panels_n, hidden, n, row3, n, row3, 0, hidden)
+            for b in range(rows):
+                if lengths != 0 and t >= runtime.peek(lengths, first + b):
+                    copy(before + b * row, after + b * row, hidden)
+                    zero(y + (t * batch + first + b) * row, hidden)
+                    continue
+                if reset_after:
+                    gates_after(g + b * row3, w + b * row, before + b * row, after + b * row, hidden)
+                else:
+                    candidate(g + b * row3, before + b * row, after + b * row, hidden)
+                if lengths != 0:
+                    copy(after + b * row, y + (t * batch + first + b) * row, hidden)
+
+    return kernel
+
+
+@runtime.kernel
+def _backward(dtype: np.dtype, reset_after: bool) -> Any:
+    """Take some sequences back through all steps.
+
+    pointers: T, B, H, gates, inner, h, dy or 0, dh (B, H) in/out, dgates (T, B, 3H) out, dinner out, packed W_hh of r
+    and z, of n, lengths or 0, zeros (H,), reverse, tasks. dinner is (T, B, H) with reset_after, else (B, H) of scratch.
+    """
+    item = dtype.itemsize
+    width = panel_columns(dtype)
+    multiply = rows_by_panels(dtype)
+    lanes = GATE_BYTES // item
+    gates_after_backward = traced(_gates_after_backward, dtype, lanes)
+    candidate_backward, reset_backward = traced(_candidate_backward, dtype, lanes), traced(_reset_backward, dtype, lanes)
+    zero = traced(zero_row, dtype)
+
+    def kernel(block, pointers):
+        steps, batch, hidden, gates, inner, h = (
+            pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
+        )  # fmt: skip
+        dy, packed_rz, packed_n, lengths, zeros = pointers[6], pointers[10], pointers[11], pointers[12], pointers[13]
+        reverse, tasks = pointers[14], pointers[15]
+        first, last = batch * block // tasks, batch * (block + 1) // tasks
+        rows = last - first
+        row, row3 = hidden * item, 3 * hidden * item
+        panels = (hidden + width - 1) // width
+        dh = pointers[7] + first * row
+        for s in range(steps):
+            t = s if reverse else steps - 1 - s
+            at = t * batch + first
+            before = h + ((t + 1 if reverse else t) * batch + first) * row
+            g, dg = gates + at * row3, pointers[8] + at * row3
+            w = inner + at * row
+            dw = pointers[9] + (at if reset_after else first) * row
+            for b in range(rows):
+                upstream = dy + (at + b) * row if dy != 0 else zeros
+                if lengths != 0 and t >= runtime.peek(lengths, first + b):
+                    zero(dg + b * row3, 3 * hidden)
+                    zero(dw + b * row, hidden)
+                elif reset_after:
+                    gates_after_backward(
+                        g + b * row3, w + b * row, before + b * row, upstream, dh + b * row,
+                        dg + b * row3, dw + b * row, hidden,
+                    )  # fmt: skip
+                else:
+                    candidate_backward(
+                        g + b * row3, before + b * row, upstream, dh + b * row, dg + b * row3, dw + b * row, hidden
+                    )
+            if reset_after:
+                multiply(dw, row, rows, packed_n, hidden, 0, panels, hidden, dh, row, dh, row, 0, hidden)
+            else:
+                dn = dg + 2 * row
+                multiply(dn, row3, rows, packed_n, hidden, 0, panels, hidden, dw, row, dw, row, 0, hidden)
+                for b in range(rows):
+                    if lengths == 0 or t < runtime.peek(lengths, first + b):
+                        reset_backward(
+                            g + b * row3, before + b * row, dh + b * row, dg + b * row3, dw + b * row, hidden
+                        )
+            multiply(dg, row3, rows, packed_rz, 2 * hidden, 0, panels, hidden, dh, row, dh, row, 0, 2 * hidden)
+
+    return kernel
+
+
+@dataclass
+class Saved:
+    """What backward needs. x, the weights and y are the caller's own arrays."""
+
+    x: Array
+    weight_ih: Array
+    weight_hh: Array
+    has_bias_ih: bool
+    has_bias_hh: bool
+    lengths: Array | None
+    reverse: bool
+    reset_after: bool
+    gates: Array  # (T, B, 3H): r, z, n
+    inner: Array  # (T, B, H): W_hn h + b_hn with reset_after, r h without
+    h: Array  # (T + 1, B, H), initial state first, or last in reverse
+
+
+def forward(
+    x: Array,
+    h0: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None,
+    bias_hh: Array | None,
+    lengths: Array | None,
+    reverse: bool,
+    reset_after: bool,
+) -> tuple[Array, Array, Saved]:
+    """Return y (T, B, H), hn (B, H) and what backward needs."""
+    steps, batch, _ = x.shape
+    hidden, dtype = weight_hh.shape[1], x.dtype
+    x = zeroed_padding(x, lengths)
+    # With reset_after the recurrent bias of n belongs inside the product with r; all others join those of x.
+    outer = None if bias_ih is None and bias_hh is None else np.zeros(3 * hidden, dtype)
+    inner_bias = np.zeros(hidden, dtype)
+    if outer is not None:
+        if bias_ih is not None:
+            outer += bias_ih
+        if bias_hh is not None:
+            outer[: 2 * hidden] += bias_hh[: 2 * hidden]
+            (inner_bias if reset_after else outer[2 * hidden :])[...] += bias_hh[2 * hidden :]
+    gates = input_products(x, weight_ih, outer)
+    h = runtime.empty((steps + 1, batch, hidden), dtype)
+    inner = runtime.empty((steps, batch, hidden), dtype)
+    h[steps if reverse else 0] = h0
+    states = h[:-1] if reverse else h[1:]
+    y = states if lengths is None else np.empty_like(states)
+    packed_rz, packed_n = pack(weight_hh[: 2 * hidden].T), pack(weight_hh[2 * hidden :].T)
+    tasks = tasks_for(batch)
+    pointers = np.array(
+        [
+            steps, batch, hidden, *map(runtime.address, (gates, inner, h, packed_rz, packed_n, inner_bias)),
+            0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
+        ],
+        np.int64,
+    )  # fmt: skip
+    if hidden:
+        runtime.run(_forward(dtype, reset_after), tasks, pointers)
+    saved = Saved(
+        x, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None,
+        lengths, reverse, reset_after, gates, inner, h,
+    )  # fmt: skip
+    return y, h[0 if reverse else steps].copy(), saved
+
+
+def backward(
+    dy: Array | None, dhn: Array | None, saved: Saved
+) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
+    """Return dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
+    x, weight_hh = saved.x, saved.weight_hh
+    steps, batch, inputs = x.shape
+    hidden, dtype = weight_hh.shape[1], x.dtype
+    dh = np.zeros((batch, hidden), dtype) if dhn is None else dhn.copy()
+    dgates = runtime.empty(saved.gates.shape, dtype)
+    dinner = runtime.empty((steps if saved.reset_after else 1, batch, hidden), dtype)
+    zeros = np.zeros(hidden, dtype)
+    packed_rz, packed_n = pack(weight_hh[: 2 * hidden]), pack(weight_hh[2 * hidden :])
+    tasks = tasks_for(batch)
+    pointers = np.array(
+        [
+            steps, batch, hidden, *map(runtime.address, (saved.gates, saved.inner, saved.h)),
+            0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dgates, dinner, packed_rz, packed_n)),
+            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros), saved.reverse, tasks,
+        ],
+        np.int64,
+    )  # fmt: skip
+    if hidden:
+        runtime.run(_backward(dtype, saved.reset_after), tasks, pointers)
+    flat = dgates.reshape(steps * batch, 3 * hidden)
+    dx = np.empty_like(x)
+    matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
+    dweight_ih = weight_gradient(flat, x)
+    dweight_hh = np.empty_like(weight_hh)
+    states = saved.h[1:] if saved.reverse else saved.h[:-1]
+    weight_gradient(flat[:, : 2 * hidden], states, dweight_hh[: 2 * hidden])
+    if saved.reset_after:
+        candidates = dinner.reshape(steps * batch, hidden)
+        weight_gradient(candidates, states, dweight_hh[2 * hidden :])
+    else:
+        candidates = flat[:, 2 * hidden :]
+        weight_gradient(candidates, saved.inner, dweight_hh[2 * hidden :])
+    dbias = np.empty((2, 3 * hidden), dtype)
+    if saved.has_bias_ih or saved.has_bias_hh:
+        column_sums(flat, dbias[0])
+        dbias[1] = dbias[0]
+        column_sums(candidates, dbias[1, 2 * hidden :])
+    return (
+        dx,
+        dh,
+        dweight_ih,
+        dweight_hh,
+        dbias[0] if saved.has_bias_ih else None,
+        dbias[1] if saved.has_bias_hh else None,
+    )
