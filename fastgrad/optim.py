@@ -213,7 +213,7 @@ class Optimizer:
             elif key not in self._state_arrays:
                 raise ValueError(f"state_dict: parameter {place} has the unknown entry {key!r}")
             else:
-                array = np.array(value, dtype=data.dtype, order="C")
+                array = np.array(np.asarray(value), dtype=data.dtype, order="C")
                 if array.shape != data.shape:
                     raise ValueError(
                         f"state_dict: expected shape {data.shape} for {key} of parameter {place}, got {array.shape}"
