@@ -29,7 +29,7 @@ from fastgrad.steps import adam_step, sgd_step
 if TYPE_CHECKING:
     from fastgrad import init, layers
     from fastgrad.optim import SGD, Adam, AdamW
-    from fastgrad.threads import get_num_threads, set_num_threads
+    from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
 
@@ -45,7 +45,6 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "get_backend",
-    "get_num_threads",
     "global_norm",
     "gru",
     "gru_backward",
@@ -73,7 +72,6 @@ _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
     "SGD": "optim",
-    "get_num_threads": "threads",
     "set_num_threads": "threads",
 }
 

@@ -1,0 +1,134 @@
+"""prelu, prelu_backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support import central_difference, layouts, oracle, random, read_only
+from tolerances import assert_close
+
+import fastgrad
+from fastgrad import prelu, prelu_backward
+from fastgrad.kernels import prelu_ref
+
+# x and weight shapes; (N, C, ...) has the channels on axis 1.
+CASES = [((), (1,)), ((0,), (1,)), ((7,), (1,)), ((65537,), (1,)), ((3, 4), (1,)), ((3, 4), (4,)), ((0, 4), (4,)),
+         ((13, 1), (1,)), ((2, 3, 5), (3,)), ((5, 7, 0), (7,)), ((4, 17, 3, 11), (17,)), ((3, 2, 4097), (2,)),
+         ((1031, 67), (67,))]  # fmt: skip
+
+
+def draw(shape, weight_shape, dtype):
+    return random(1, shape, dtype), random(2, shape, dtype), random(3, weight_shape, dtype, scale=0.3)
+
+
+@pytest.mark.parametrize(("shape", "weight_shape"), CASES)
+def test_against_float64(backend, dtype, shape, weight_shape):
+    dy, x, weight = draw(shape, weight_shape, dtype)
+    y = prelu(x, weight)
+    assert y.dtype == dtype
+    assert_close(y, oracle(prelu, x, weight), "pointwise")
+    dx, dweight = prelu_backward(dy, x, weight)
+    expected_dx, expected_dweight = oracle(prelu_backward, dy, x, weight)
+    assert dx.dtype == dweight.dtype == dtype
+    assert_close(dx, expected_dx, "pointwise")
+    terms = oracle(prelu_backward, np.asarray(np.abs(dy)), np.asarray(-np.abs(x)), weight)[1]
+    assert_close(dweight, expected_dweight, "reduction", magnitude=np.abs(terms))
+
+
+@pytest.mark.parametrize(("shape", "weight_shape"), CASES[4:])
+def test_against_torch(backend, shape, weight_shape):
+    torch = pytest.importorskip("torch")
+    dy, x, weight = draw(shape, weight_shape, np.float64)
+    if x.size:
+        x.flat[0] = 0.0
+    t, w = torch.tensor(x, requires_grad=True), torch.tensor(weight, requires_grad=True)
+    y = torch.nn.functional.prelu(t, w)
+    y.backward(torch.tensor(dy))
+    assert_close(prelu(x, weight), y.detach().numpy(), "torch")
+    dx, dweight = prelu_backward(dy, x, weight)
+    assert_close(dx, t.grad.numpy(), "torch")
+    assert_close(dweight, w.grad.numpy(), "torch", magnitude="largest")
+
+
+def test_central_differences(backend):
+    dy, x, weight = draw((3, 4, 2), (4,), np.float64)
+    dx, dweight = prelu_backward(dy, x, weight)
+
+    def loss():
+        return float((dy * prelu(x, weight)).sum())
+
+    assert_close(dx, central_difference(loss, x), "differences", magnitude="largest")
+    assert_close(dweight, central_difference(loss, weight), "differences", magnitude="largest")
+
+
+def test_nan_and_inf(backend, dtype):
+    weight = np.array([0.5], dtype)
+    x = np.array([np.nan, -np.inf, np.inf, -2.0], dtype)
+    np.testing.assert_array_equal(prelu(x, weight), np.array([np.nan, -np.inf, np.inf, -1.0], dtype))
+    dy = np.array([1.0, 1.0, 1.0, np.nan], dtype)
+    dx, dweight = prelu_backward(dy, x, weight)
+    np.testing.assert_array_equal(dx, np.array([np.nan, 0.5, 1.0, np.nan], dtype))
+    assert np.isnan(dweight).all()
+
+
+def test_layouts_and_aliases(backend, dtype):
+    dy, x, weight = draw((6, 5, 4), (5,), dtype)
+    y, (dx, dweight) = prelu(x, weight), prelu_backward(dy, x, weight)
+    for name, view in layouts(x).items():
+        np.testing.assert_array_equal(prelu(view, weight), y, err_msg=name)
+        for result, expected in zip(prelu_backward(dy, view, weight), (dx, dweight), strict=True):
+            np.testing.assert_array_equal(result, expected, err_msg=name)
+        assert prelu(view, weight, out=view) is view
+        np.testing.assert_array_equal(view, y, err_msg=name)
+    for name, view in layouts(dy).items():
+        result = prelu_backward(view, x, weight, out=view)
+        assert result[0] is view
+        np.testing.assert_array_equal(view, dx, err_msg=name)
+        np.testing.assert_array_equal(result[1], dweight, err_msg=name)
+    source = x.copy()
+    result = prelu_backward(dy, source, weight, out=source)
+    np.testing.assert_array_equal(source, dx)
+    np.testing.assert_array_equal(result[1], dweight)
+    np.testing.assert_array_equal(prelu(x, np.repeat(weight, 2)[::2]), y)
+
+
+@pytest.mark.parametrize(("shape", "weight_shape"), [((65537,), (1,)), ((70, 9, 33), (9,))])
+def test_the_same_bits_for_any_number_of_threads(thread_counts, dtype, shape, weight_shape):
+    dy, x, weight = draw(shape, weight_shape, dtype)
+    seen = set()
+    with fastgrad.backend("cpu"):
+        for threads in [*thread_counts, *thread_counts]:
+            fastgrad.set_num_threads(threads)
+            dx, dweight = prelu_backward(dy, x, weight)
+            seen.add(dx.tobytes() + dweight.tobytes())
+    assert len(seen) == 1
+
+
+def test_errors():
+    dy, x, weight = draw((3, 4), (4,), np.float32)
+
+    def error(exception, match, function, *args, **kwargs):
+        with pytest.raises(exception, match=match):
+            function(*args, **kwargs)
+
+    error(ValueError, r"weight: expected shape \(1,\) or \(4,\), one per channel on axis 1 of x \(3, 4\), got \(3,\)",
+          prelu, x, weight[:3])  # fmt: skip
+    error(ValueError, r"weight: expected shape \(1,\), got \(3,\)", prelu, x[0], weight[:3])
+    error(ValueError, r"weight: expected shape .*, got \(\)", prelu, x, np.zeros((), np.float32))
+    error(TypeError, "weight is float64 but x is float32", prelu, x, weight.astype(np.float64))
+    error(TypeError, "weight: expected a numpy.ndarray, got float", prelu, x, 0.25)
+    error(ValueError, r"dy: expected the shape of x, \(3, 4\), got \(4,\)", prelu_backward, dy[0], x, weight)
+    error(ValueError, "out: the array is read-only", prelu, x, weight, out=read_only(x))
+    base = random(4, 30, np.float32)
+    error(ValueError, "out and x overlap", prelu, base[:20], weight[:1], out=base[2:22])
+    error(ValueError, "out and weight overlap", prelu, x[0], base[3:4], out=base[:4])
+
+
+def test_a_planted_fault_is_caught(monkeypatch):
+    dy, x, weight = draw((3, 4), (4,), np.float64)
+    expected = oracle(prelu_backward, dy, x, weight)[1]
+    original = prelu_ref.prelu_backward
+    # The channels taken from the wrong axis.
+    monkeypatch.setattr(prelu_ref, "prelu_backward", lambda dy, x, w, dx, dw: original(dy, x, w[::-1].copy(), dx, dw[::-1]))
+    with pytest.raises(AssertionError):
+        assert_close(oracle(prelu_backward, dy, x, weight)[1], expected, "reduction", magnitude="largest")
