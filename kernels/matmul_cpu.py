@@ -108,14 +108,10 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
             column = panel * width
             b_panel = b + (panel * k + k_first) * width * item
             for group in range(groups):
-                if packed:
-                    row = group * ROWS
-                    height = min(ROWS, rows - row)
-                    a_tile = a + row * depth * item
-                else:  # even heights: 16 rows are two tiles of 8, not one of 12 and one of 4
-                    row = rows * group // groups
-                    height = rows * (group + 1) // groups - row
-                    a_tile = a + row * a_stride + k_first * item
+                # Even heights: 16 rows are two tiles of 8, not one of 12 and one of 4.
+                row = rows * group // groups
+                height = rows * (group + 1) // groups - row
+                a_tile = a + group * depth * ROWS * item if packed else a + row * a_stride + k_first * item
                 tile(
                     height,
                     a_tile,
@@ -198,10 +194,17 @@ def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True)
 # --- the product
 
 
-def _copy_group(m: Machine, source: Value, target: Value, rows: Value) -> None:
-    """Copy one column of a group of rows; the lanes past ROWS are overwritten by the next."""
-    for first in range(0, ROWS, m.lanes):
-        m.store(m.at(target, first), m.load(m.at(source, first), m.mask(rows - first)))
+def _copy_column(m: Machine, source: Value, target: Value, rows: Value, groups: Value, group_bytes: Value) -> None:
+    """Spread one column of a (adjacent in memory) over the groups of rows."""
+
+    def copy(group: Value, row: list[Value]) -> list[Value]:
+        following = rows * (group + 1) // groups
+        for first in range(0, ROWS, m.lanes):
+            mask = m.mask(following - row[0] - first)
+            m.store(m.at(target + group * group_bytes, first), m.load(m.at(source, row[0] + first), mask), mask)
+        return [following]
+
+    m.loop(0, groups, 1, [rows * 0], copy)
 
 
 @runtime.kernel
@@ -212,7 +215,7 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     scratch bytes per block, rows per block. If `packed`, a is the transpose of a row-major array, and is packed here.
     """
     multiply = rows_by_panels(dtype, packed)
-    copy_group = traced(_copy_group, dtype, lanes(dtype))
+    copy_column = traced(_copy_column, dtype, lanes(dtype))
     item, width = dtype.itemsize, panel_columns(dtype)
 
     def product(block, pointers):
@@ -225,19 +228,16 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
         first_panel = block // row_blocks * panels_per_block
         panels = min(panels_per_block, (n + width - 1) // width - first_panel)
         height = min(block_rows, rows - row)
+        groups = (height + ROWS - 1) // ROWS
         c += row * c_stride
         start += row * start_stride
         for k_first in range(0, k, DEPTH):
             k_last = min(k, k_first + DEPTH)
             if packed:
                 depth = k_last - k_first
-                for group in range(0, height, ROWS):
-                    for i in range(depth):
-                        copy_group(
-                            a + (k_first + i) * a_stride + (row + group) * item,
-                            scratch + (group * depth + i * ROWS) * item,
-                            min(ROWS, height - group),
-                        )
+                for i in range(depth):
+                    column = a + (k_first + i) * a_stride + row * item
+                    copy_column(column, scratch + i * ROWS * item, height, groups, depth * ROWS * item)
                 left = scratch
             else:
                 left = a + row * a_stride
@@ -291,13 +291,14 @@ def matmul(
     panels = -(-n // panel_columns(dtype))
     threads = runtime.num_threads()
     work = rows * n * k
-    # A multiple of ROWS near M / threads, so that a product of few rows still gives each thread one block.
-    block_rows = min(BLOCK_ROWS, max(ROWS, -(-rows // threads // ROWS) * ROWS))
+    # As many blocks for each thread, of equal size; rows too few for that are split by columns.
+    row_blocks = threads * -(-rows // (threads * BLOCK_ROWS)) if rows >= threads * ROWS else -(-rows // ROWS)
+    block_rows = -(-rows // row_blocks)
     row_blocks = -(-rows // block_rows)
     splits = 1 if row_blocks >= threads else min(panels, -(-threads // row_blocks))
     panels_per_block = -(-panels // splits)
     blocks = row_blocks * -(-panels // panels_per_block)
-    scratch_bytes = -(-(block_rows * min(k, DEPTH) * dtype.itemsize + VECTOR_BYTES) // 4096) * 4096 if transposed else 0
+    scratch_bytes = -(-(-(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize) // 4096) * 4096 if transposed else 0
     scratch = np.empty(blocks * scratch_bytes, np.uint8)
     pointers = np.array(
         [

@@ -230,9 +230,33 @@ def _needs_lock() -> bool:
     return numba.threading_layer() == "workqueue"
 
 
+_pool_lost = False  # in the child of a fork, which has none of its parent's threads
+
+
+def _after_fork_in_child() -> None:
+    global _pool_lost
+    _pool_lost = _runner.cache_info().currsize > 0
+
+
+if hasattr(os, "register_at_fork"):
+    # OpenMP's pool does not survive a fork: using it there ends the process. The child computes on one thread instead.
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+_threads: int | None = None  # chosen for the whole process; None leaves it to Numba's setting of each Python thread
+
+
+def max_threads() -> int:
+    return numba.config.NUMBA_NUM_THREADS
+
+
+def set_num_threads(n: int) -> None:
+    global _threads
+    _threads = n
+
+
 def num_threads() -> int:
     """Return how many threads a parallel run uses in this Python thread."""
-    return numba.get_num_threads()
+    return 1 if _pool_lost else _threads or numba.get_num_threads()
 
 
 def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True) -> None:
@@ -248,9 +272,21 @@ def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True
         _runner(False)(*arguments)
     elif _needs_lock():
         with _parallel_lock:
-            _runner(True)(*arguments)
+            _run_threads(*arguments)
     else:
+        _run_threads(*arguments)
+
+
+def _run_threads(*arguments: int) -> None:
+    before = numba.get_num_threads()
+    if _threads in (None, before):
         _runner(True)(*arguments)
+        return
+    numba.set_num_threads(_threads)
+    try:
+        _runner(True)(*arguments)
+    finally:
+        numba.set_num_threads(before)
 
 
 def address(array: np.ndarray) -> int:

@@ -56,6 +56,10 @@ class Value:
     def __truediv__(self, other: Value | float) -> Value:
         return self.m.emit("div", *self._both(other))
 
+    def __floordiv__(self, other: Value | int) -> Value:
+        """Quotient of integers that are not negative."""
+        return Value(self.m, self.m.builder.udiv(*self._both(other)))
+
     def __radd__(self, other: float) -> Value:
         return self.m.like(self, other) + self
 
