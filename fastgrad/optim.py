@@ -56,6 +56,8 @@ class Optimizer:
 
     # Arrays that the state of one parameter can hold; "step" is the only other entry.
     _state_arrays: tuple[str, ...] = ()
+    # Entries that the state of a parameter has as soon as it has any.
+    _state_entries: tuple[str, ...] = ()
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, max_norm: float | None, nonfinite: str) -> None:
         if nonfinite not in NONFINITE:
@@ -219,6 +221,9 @@ class Optimizer:
                         f"state_dict: expected shape {data.shape} for {key} of parameter {place}, got {array.shape}"
                     )
                 state[key] = array
+        missing = [key for key in self._state_entries if state and key not in state]
+        if missing:
+            raise ValueError(f"state_dict: parameter {place} lacks {missing}")
         return state
 
     def _data(self, index: int) -> Array:
@@ -327,6 +332,7 @@ class Adam(Optimizer):
     """
 
     _state_arrays = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _state_entries = ("step", "exp_avg", "exp_avg_sq")
     _decoupled = False
 
     def __init__(

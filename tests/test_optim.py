@@ -235,6 +235,7 @@ def test_load_state_dict_changes_all_or_nothing(backend):
         ({"param_groups": [{**good["param_groups"][0], "lr": -1.0}]}, "lr"),
         ({"state": {0: {"exp_avg": np.zeros(3)}}}, "exp_avg of parameter 0"),
         ({"state": {0: {"momentum_buffer": np.zeros(3)}}}, "unknown entry 'momentum_buffer'"),
+        ({"state": {0: {"step": 1}}}, r"parameter 0 lacks \['exp_avg', 'exp_avg_sq'\]"),
         ({"state": {17: {}}}, "17"),
     ]:
         with pytest.raises(ValueError, match=match):
@@ -270,7 +271,7 @@ def test_a_dropped_bias_correction_is_noticed(backend, monkeypatch):
     """A planted fault: Adam that always takes its first step's bias correction must fail the comparison."""
     original = Adam._launch
     monkeypatch.setattr(Adam, "_launch", lambda self, k, i, g, keys, step, *a: original(self, k, i, g, keys, 1, *a))
-    with pytest.raises(AssertionError, match="parameter 0.*entries are off"):
+    with pytest.raises(AssertionError, match=r"parameter 0.*entries are off"):
         test_trajectory_is_torchs(backend, np.float64, Adam, {"lr": 0.05}, None)
 
 
