@@ -21,7 +21,8 @@ def _norm(a: Array, ord: float) -> float:
     if ord == math.inf:
         return float(np.max(np.abs(a)))
     if ord == 1:
-        return float(np.sum(np.abs(a), dtype=np.float64))
+        with np.errstate(over="ignore"):
+            return float(np.sum(np.abs(a), dtype=np.float64))
     with np.errstate(over="ignore", under="ignore"):
         norm = math.sqrt(np.sum(np.square(a, dtype=np.float64)))
     if TINY < norm < HUGE or math.isnan(norm):
