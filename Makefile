@@ -1,0 +1,57 @@
+# make train   set up .venv and train the character LSTM on the text inside Python
+# make test    set up .venv and run the tests
+# make check   lint and types       make bench   benchmarks       make wheel   build, and test the wheel from elsewhere
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+# The text and model of a plain `make train` are the same each time, so its results may be replaced.
+TRAIN ?= --overwrite $(ARGS)
+
+.PHONY: train test check bench wheel clean
+
+train: $(VENV)/.installed
+	$(BIN)/fastgrad train $(TRAIN)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest bench $(ARGS)
+
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv --clear build/wheel-venv
+	build/wheel-venv/bin/python -m pip install -q dist/*.whl pytest
+	cp -r tests build/wheel-tests-new && rm -rf build/wheel-tests && mv build/wheel-tests-new build/wheel-tests
+	cd build/wheel-tests && ../wheel-venv/bin/python -m pytest -q -p no:cacheprovider --rootdir . $(WHEEL_TESTS)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is written last: an interrupted installation is taken up again.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,dev]'
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
