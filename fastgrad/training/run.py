@@ -120,7 +120,7 @@ def train(options: Options) -> int:
     again = f"fastgrad train --resume --out {shlex.quote(str(options.out))}"
     if stop.received is not None:
         name = "Ctrl-C" if stop.received == signal.SIGINT else signal.Signals(stop.received).name
-        _say(f"stopped by {name} at step {trainer.step:,}; the checkpoint is in {options.out}. Go on with: {again}")
+        _say(f"stopped by {name} at step {trainer.step:,}; the checkpoint is in {options.out}; go on with:\n{again}")
         return 128 + stop.received
     _report(session, options, again)
     return 0

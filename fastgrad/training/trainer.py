@@ -147,6 +147,8 @@ class Trainer:
         if contents.get("text_sha256") != self.corpus.sha256:
             raise UserError("the text is not the one that the checkpoint was trained on; resume with the same FILE")
         try:
+            if contents["vocabulary"] != self.corpus.vocabulary:
+                raise ValueError("its vocabulary is not that of its text")
             self.model.load_state_dict(_below("model.", arrays))
             optimizer = dict(contents["optimizer"])
             state = {int(index): dict(entry) for index, entry in optimizer["state"].items()}
