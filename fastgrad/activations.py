@@ -8,6 +8,7 @@ import numpy as np
 
 from fastgrad._checks import FLOATS, Array, finish, float_array, float_array_like, number, output
 from fastgrad._dispatch import kernels
+from fastgrad._memory import empty
 
 # kind -> its parameters with their defaults, in the order that the kernels take them.
 KINDS: dict[str, dict[str, float]] = {
@@ -108,7 +109,7 @@ def activation(x: Array, kind: str, *, out: Array | None = None, **params: float
         source = x
     else:
         source = float_array("x", x)
-    y = np.empty(x.shape, x.dtype) if out is None else output("out", out, "x", x, aliases=(("x", x),))
+    y = empty(x.shape, x.dtype) if out is None else output("out", out, "x", x, aliases=(("x", x),))
     kernels("activation", source).activation(source, kind, values, y)
     return y if out is None else finish(out, y)
 
@@ -159,7 +160,7 @@ def activation_backward(
     else:
         source = float_array("x", x)
         gradient = float_array_like("dy", dy, "x", source)
-    dx = np.empty(x.shape, x.dtype) if out is None else output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))
+    dx = empty(x.shape, x.dtype) if out is None else output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))
     total = None
     if bias_grad is not None:
         if x.ndim == 0:

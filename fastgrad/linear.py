@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgrad._checks import Array, integers, sized_array
 from fastgrad._dispatch import kernels
+from fastgrad._memory import empty
 
 
 def _rows(name: str, x: Array, size: int, weight: Array) -> Array:
@@ -39,7 +40,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     rows = _rows("x", x, sizes["K"], weight)
     if bias is not None:
         bias = sized_array("bias", bias, "N", sizes, "weight", weight)
-    y = np.empty((rows.shape[0], sizes["N"]), rows.dtype)
+    y = empty((rows.shape[0], sizes["N"]), rows.dtype)
     kernels("linear", rows).forward(rows, weight, bias, y)
     return y.reshape(*x.shape[:-1], sizes["N"])
 
@@ -66,8 +67,8 @@ def linear_backward(
     if type(dy) is np.ndarray and dy.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"dy: expected shape {(*x.shape[:-1], sizes['N'])}, got {dy.shape}")
     gradient = _rows("dy", dy, sizes["N"], weight)
-    dx = np.empty_like(rows) if with_dx else None
-    dweight = np.empty_like(weight)
+    dx = empty(rows.shape, rows.dtype) if with_dx else None
+    dweight = empty(weight.shape, weight.dtype)
     dbias = np.empty(sizes["N"], weight.dtype) if with_bias else None
     kernels("linear", rows).backward(gradient, rows, weight, dx, dweight, dbias)
     return None if dx is None else dx.reshape(x.shape), dweight, dbias
@@ -90,7 +91,7 @@ def embedding(weight: Array, indices: Array) -> Array:
     sizes: dict[str, int] = {}
     weight = sized_array("weight", weight, "V E", sizes)
     rows = integers("indices", indices, None, 0, sizes["V"], "the table has as many rows")
-    y = np.empty((rows.size, sizes["E"]), weight.dtype)
+    y = empty((rows.size, sizes["E"]), weight.dtype)
     kernels("embedding", weight).forward(weight, rows.reshape(-1), y)
     return y.reshape(*indices.shape, sizes["E"])
 
@@ -114,6 +115,6 @@ def embedding_backward(dy: Array, indices: Array, num_embeddings: int) -> Array:
         raise ValueError(f"dy: expected shape {rows.shape} and one more axis, got {dy.shape}")
     flat = dy.reshape(rows.size, dy.shape[-1]) if type(dy) is np.ndarray else dy
     gradient = sized_array("dy", flat, "n E", {})
-    dweight = np.empty((num_embeddings, gradient.shape[1]), gradient.dtype)
+    dweight = empty((num_embeddings, gradient.shape[1]), gradient.dtype)
     kernels("embedding", gradient).backward(gradient, rows.reshape(-1), dweight)
     return dweight

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._memory import empty
+
 from . import runtime, streams, vecmath
 from .simd import Machine, Value, traced
 
@@ -306,7 +308,7 @@ def activation_backward(
         bias_grad[...] = 0
         return
     blocks = -(-rows // ROWS)
-    sums = runtime.empty((blocks, columns), x.dtype)
+    sums = empty((blocks, columns), x.dtype)
     numbers = np.array(params, np.float64)
     pointers = np.array(
         [

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._memory import empty
+
 from . import runtime, vecmath
 from .linear_cpu import column_sums
 from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
@@ -302,11 +304,11 @@ def forward(
             outer[: 2 * hidden] += bias_hh[: 2 * hidden]
             (inner_bias if reset_after else outer[2 * hidden :])[...] += bias_hh[2 * hidden :]
     gates = input_products(x, weight_ih, outer)
-    h = runtime.empty((steps + 1, batch, hidden), dtype)
-    inner = runtime.empty((steps, batch, hidden), dtype)
+    h = empty((steps + 1, batch, hidden), dtype)
+    inner = empty((steps, batch, hidden), dtype)
     h[steps if reverse else 0] = h0
     states = h[:-1] if reverse else h[1:]
-    y = states if lengths is None else np.empty_like(states)
+    y = states if lengths is None else empty(states.shape, dtype)
     packed_rz, packed_n = pack(weight_hh[: 2 * hidden].T), pack(weight_hh[2 * hidden :].T)
     tasks = tasks_for(batch)
     pointers = np.array(
@@ -333,8 +335,8 @@ def backward(
     steps, batch, inputs = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
     dh = np.zeros((batch, hidden), dtype) if dhn is None else dhn.copy()
-    dgates = runtime.empty(saved.gates.shape, dtype)
-    dinner = runtime.empty((steps if saved.reset_after else 1, batch, hidden), dtype)
+    dgates = empty(saved.gates.shape, dtype)
+    dinner = empty((steps if saved.reset_after else 1, batch, hidden), dtype)
     zeros = np.zeros(hidden, dtype)
     packed_rz, packed_n = pack(weight_hh[: 2 * hidden]), pack(weight_hh[2 * hidden :])
     tasks = tasks_for(batch)
@@ -349,10 +351,10 @@ def backward(
     if hidden:
         runtime.run(_backward(dtype, saved.reset_after), tasks, pointers)
     flat = dgates.reshape(steps * batch, 3 * hidden)
-    dx = np.empty_like(x)
+    dx = empty(x.shape, dtype)
     matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih = weight_gradient(flat, x)
-    dweight_hh = np.empty_like(weight_hh)
+    dweight_hh = empty(weight_hh.shape, dtype)
     states = saved.h[1:] if saved.reverse else saved.h[:-1]
     weight_gradient(flat[:, : 2 * hidden], states, dweight_hh[: 2 * hidden])
     if saved.reset_after:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._memory import empty
+
 from . import runtime
 from .matmul_cpu import matmul
 from .simd import Value, traced
@@ -56,7 +58,7 @@ def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
         out[...] = 0
         return
     blocks = -(-rows // ROWS)
-    sums = runtime.empty((blocks, columns), matrix.dtype)
+    sums = empty((blocks, columns), matrix.dtype)
     addresses = (runtime.address(matrix), rows, columns, matrix.strides[0], runtime.address(sums))
     runtime.run(_sum_rows(matrix.dtype), blocks, np.array(addresses, np.int64), parallel=matrix.size > PARALLEL_SIZE)
     out[...] = sums.sum(axis=0, dtype=np.float64)

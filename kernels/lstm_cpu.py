@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._memory import empty
+
 from . import runtime, vecmath
 from .linear_cpu import column_sums
 from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
@@ -201,11 +203,11 @@ def forward(
     x = zeroed_padding(x, lengths)
     biases = [b for b in (bias_ih, bias_hh) if b is not None]
     gates = input_products(x, weight_ih, sum(biases[1:], biases[0]) if biases else None)
-    h, c = (runtime.empty((steps + 1, batch, hidden), dtype) for _ in range(2))
+    h, c = (empty((steps + 1, batch, hidden), dtype) for _ in range(2))
     initial = steps if reverse else 0
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
-    y = states if lengths is None else np.empty_like(states)
+    y = states if lengths is None else empty(states.shape, dtype)
     packed = pack(weight_hh.T)
     tasks = tasks_for(batch)
     pointers = np.array(
@@ -230,7 +232,7 @@ def backward(
     steps, batch, inputs = x.shape
     hidden, dtype = saved.weight_hh.shape[1], x.dtype
     dh, dc = (np.zeros((batch, hidden), dtype) if d is None else d.copy() for d in (dhn, dcn))
-    dgates = runtime.empty(gates.shape, dtype)
+    dgates = empty(gates.shape, dtype)
     zeros = np.zeros(hidden, dtype)
     packed = pack(saved.weight_hh)
     tasks = tasks_for(batch)
@@ -245,7 +247,7 @@ def backward(
     if hidden:
         runtime.run(_backward(dtype), tasks, pointers)
     flat = dgates.reshape(steps * batch, 4 * hidden)
-    dx = np.empty_like(x)
+    dx = empty(x.shape, dtype)
     matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih = weight_gradient(flat, x)
     dweight_hh = weight_gradient(flat, saved.h[1:] if saved.reverse else saved.h[:-1])

@@ -23,6 +23,8 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 
+from fastgrad._memory import empty
+
 from . import runtime
 from .simd import Machine, Value, traced
 
@@ -179,7 +181,7 @@ def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True)
     """Return b (K, N) in panels; b is row-major or the transpose of a row-major array, with any row stride."""
     k, n = b.shape
     if packed is None:
-        packed = runtime.empty(packed_size(k, n, b.dtype), b.dtype)
+        packed = empty(packed_size(k, n, b.dtype), b.dtype)
     rows, columns = b.strides
     transposed = columns != b.itemsize and n > 1
     if transposed and rows != b.itemsize and k > 1:
@@ -299,7 +301,7 @@ def matmul(
     panels_per_block = -(-panels // splits)
     blocks = row_blocks * -(-panels // panels_per_block)
     scratch_bytes = -(-(-(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize) // 4096) * 4096 if transposed else 0
-    scratch = np.empty(blocks * scratch_bytes, np.uint8)
+    scratch = empty(blocks * scratch_bytes, np.uint8)
     pointers = np.array(
         [
             runtime.address(a), a_stride, rows, runtime.address(packed_b), k, n,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastgrad._memory import empty
+
 from . import runtime
 from .matmul_cpu import matmul
 from .simd import Machine, Value
@@ -40,7 +42,7 @@ def input_products(x: Array, weight_ih: Array, bias: Array | None) -> Array:
     """Return x W_ih^T + bias for all steps at once, (T, B, gates)."""
     steps, batch, inputs = x.shape
     gates = weight_ih.shape[0]
-    products = runtime.empty((steps * batch, gates), x.dtype)
+    products = empty((steps * batch, gates), x.dtype)
     matmul(x.reshape(steps * batch, inputs), weight_ih.T, products, bias)
     return products.reshape(steps, batch, gates)
 
@@ -48,6 +50,6 @@ def input_products(x: Array, weight_ih: Array, bias: Array | None) -> Array:
 def weight_gradient(dgates: Array, states: Array, out: Array | None = None) -> Array:
     """Return dgates^T states over all steps: dgates (T B, G), states (T, B, N) contiguous, out (G, N)."""
     if out is None:
-        out = np.empty((dgates.shape[1], states.shape[2]), dgates.dtype)
+        out = empty((dgates.shape[1], states.shape[2]), dgates.dtype)
     matmul(dgates.T, states.reshape(dgates.shape[0], states.shape[2]), out)
     return out

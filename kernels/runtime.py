@@ -292,15 +292,3 @@ def _run_threads(*arguments: int) -> None:
 def address(array: np.ndarray) -> int:
     """Return the address of an array's first element."""
     return array.__array_interface__["data"][0]
-
-
-def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an uninitialised array that starts on a cache line."""
-    dtype = np.dtype(dtype)
-    shape = (shape,) if isinstance(shape, int) else shape
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    skip = -address(raw) % 64
-    return raw[skip : skip + size].view(dtype).reshape(shape)
-
-
