@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from fastgrad.kernels import clip_ref
 from support import layouts, oracle, random, read_only
 from tolerances import assert_close
 
 import fastgrad
 from fastgrad import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
-from fastgrad.kernels import clip_ref
 
 SHAPES = [(13, 17), (), (0,), (1,), (65537,), (2, 3, 5), (4097,)]
 ORDERS = [1, 2, math.inf]
@@ -110,7 +110,9 @@ def test_error_if_nonfinite_leaves_the_gradients_alone(backend, dtype, order):
     for bad in (np.nan, np.inf):
         grads = [np.array([1.0, 2.0], dtype), np.array([[3.0, bad]], dtype)]
         before = copies(grads)
-        with pytest.raises(RuntimeError, match=r"grads: the norm of order .* is (nan|inf), first in grads\[1\] \(1, 2\)"):
+        with pytest.raises(
+            RuntimeError, match=r"grads: the norm of order .* is (nan|inf), first in grads\[1\] \(1, 2\)"
+        ):
             clip_by_global_norm(grads, 1.0, ord=order, error_if_nonfinite=True)
         for grad, start in zip(grads, before, strict=True):
             np.testing.assert_array_equal(grad, start)

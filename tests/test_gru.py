@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastgrad.kernels import gru_ref
 from support import central_difference, layouts, oracle, random, read_only
 from tolerances import assert_close
 
 import fastgrad
 from fastgrad import gru, gru_backward, gru_cell, gru_cell_backward, reorder_gates
-from fastgrad.kernels import gru_ref
 
 # (T, B, I, H)
-SIZES = [(0, 2, 3, 4), (4, 0, 3, 5), (3, 2, 0, 4), (1, 1, 1, 1), (5, 3, 4, 7), (7, 1, 3, 13), (2, 17, 5, 1), (3, 5, 33, 65)]
+SIZES = [
+    (0, 2, 3, 4),
+    (4, 0, 3, 5),
+    (3, 2, 0, 4),
+    (1, 1, 1, 1),
+    (5, 3, 4, 7),
+    (7, 1, 3, 13),
+    (2, 17, 5, 1),
+    (3, 5, 33, 65),
+]
 NAMES = ("x", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 GRADIENTS = ("dx", "dh0", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh")
 
@@ -24,7 +33,7 @@ def reset_after(request):
 
 def draw(sizes, dtype=np.float64, seed=0):
     """Return the arguments of gru and gradients (dy, dhn), all of them random."""
-    T, B, I, H = sizes
+    T, B, I, H = sizes  # noqa: E741
     shapes = [(T, B, I), (B, H), (3 * H, I), (3 * H, H), (3 * H,), (3 * H,)]
     scales = [1, 1, 1 / max(I, 1) ** 0.5, 1 / max(H, 1) ** 0.5, 0.5, 0.5]
     arguments = [random(seed + k, s, dtype, scale=c) for k, (s, c) in enumerate(zip(shapes, scales, strict=True))]
@@ -68,7 +77,7 @@ def test_against_float64(backend, dtype, reset_after, sizes, ragged, reverse):
 @pytest.mark.parametrize("sizes", SIZES[3:], ids=str)
 def test_against_torch(backend, sizes, ragged, reverse):
     torch = pytest.importorskip("torch")
-    T, B, I, H = sizes
+    T, B, I, H = sizes  # noqa: E741
     arguments, gradients = draw(sizes)
     lengths = np.maximum(some_lengths(T, B), 1) if ragged else None
     layer = torch.nn.GRU(I, H, dtype=torch.float64, bidirectional=reverse)
@@ -92,7 +101,9 @@ def test_against_torch(backend, sizes, ragged, reverse):
     assert_results(run(arguments, gradients, lengths=lengths, reverse=reverse), expected, "torch")
 
 
-@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"lengths": [3, 0, 1]}, {"lengths": [2, 3, 0], "reverse": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reverse": True}, {"lengths": [3, 0, 1]}, {"lengths": [2, 3, 0], "reverse": True}]
+)
 def test_central_differences(backend, reset_after, options):
     arguments, gradients = draw((3, 3, 2, 3))
 
@@ -165,7 +176,7 @@ def test_cell_is_a_sequence_of_one_step(backend, dtype, reset_after):
 
 def test_cells_in_a_loop_are_the_sequence(backend, dtype, reset_after):
     (x, h, *weights), _ = draw((6, 3, 4, 7), dtype)
-    y, hn, _ = gru(x, h, *weights, reset_after=reset_after)
+    y, _, _ = gru(x, h, *weights, reset_after=reset_after)
     for t in range(6):
         h, _ = gru_cell(x[t], h, *weights, reset_after=reset_after)
         assert_close(h, y[t], "recurrent", magnitude="largest")
@@ -233,7 +244,15 @@ def test_errors():
         saved = gru(*arguments)[2]
         cell = gru_cell(x[0], h0, *arguments[2:])[1]
     error(ValueError, r"dy: expected shape \(4, 3, 5\), got \(4, 3, 4\)", gru_backward, dy[..., 1:], None, saved)
-    error(TypeError, "saved: it came from fastgrad.gru, so call gru_backward", fastgrad.lstm_backward, dy, dhn, None, saved)
+    error(
+        TypeError,
+        "saved: it came from fastgrad.gru, so call gru_backward",
+        fastgrad.lstm_backward,
+        dy,
+        dhn,
+        None,
+        saved,
+    )
     error(TypeError, "saved: it came from fastgrad.gru_cell, so call gru_cell_backward", gru_backward, dy, dhn, cell)
     error(ValueError, r"dh_next: expected shape \(3, 5\)", gru_cell_backward, dy, cell)
 

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from fastgrad.kernels import norm_ref
 from support import layouts, oracle, random, read_only
 from tolerances import assert_close
 
 import fastgrad
 from fastgrad import global_norm
-from fastgrad.kernels import norm_ref
 
 ORDERS = [1, 2, math.inf]
 LISTS = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastgrad.kernels import prelu_ref
 from support import central_difference, layouts, oracle, random, read_only
 from tolerances import assert_close
 
 import fastgrad
 from fastgrad import prelu, prelu_backward
-from fastgrad.kernels import prelu_ref
 
 # x and weight shapes; (N, C, ...) has the channels on axis 1.
 CASES = [((), (1,)), ((0,), (1,)), ((7,), (1,)), ((65537,), (1,)), ((3, 4), (1,)), ((3, 4), (4,)), ((0, 4), (4,)),
@@ -129,6 +129,8 @@ def test_a_planted_fault_is_caught(monkeypatch):
     expected = oracle(prelu_backward, dy, x, weight)[1]
     original = prelu_ref.prelu_backward
     # The channels taken from the wrong axis.
-    monkeypatch.setattr(prelu_ref, "prelu_backward", lambda dy, x, w, dx, dw: original(dy, x, w[::-1].copy(), dx, dw[::-1]))
+    monkeypatch.setattr(
+        prelu_ref, "prelu_backward", lambda dy, x, w, dx, dw: original(dy, x, w[::-1].copy(), dx, dw[::-1])
+    )
     with pytest.raises(AssertionError):
         assert_close(oracle(prelu_backward, dy, x, weight)[1], expected, "reduction", magnitude="largest")

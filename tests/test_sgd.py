@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastgrad.kernels import sgd_ref
 from support import layouts, random, read_only
 from tolerances import assert_close
 
 import fastgrad
 from fastgrad import sgd_step
-from fastgrad.kernels import sgd_ref
 
 SHAPES = [(13, 17), (), (0,), (1,), (65537,), (2, 3, 5), (4097,)]
+SMALL = [(13, 17), (), (1,), (2, 3, 5), (67,)]
 OPTIONS = {
     "plain": {},
     "decay": {"weight_decay": 0.1},
@@ -32,14 +33,14 @@ def gradients(step, dtype, shapes=SHAPES):
     return [random(1000 * step + k, shape, dtype, scale=1 / step) for k, shape in enumerate(shapes)]
 
 
-def train(dtype, steps=5, compute=None, **options):
+def train(dtype, steps=3, compute=None, shapes=SHAPES, **options):
     """Train from the parameters and gradients that `dtype` can hold, in the arithmetic of `compute`."""
     compute = compute or dtype
-    params = [p.astype(compute) for p in start(dtype)]
+    params = [p.astype(compute) for p in start(dtype, shapes)]
     buffer = [np.zeros_like(p) for p in params] if options.get("momentum") else None
     norms = []
     for step in range(1, steps + 1):
-        grads = [read_only(g.astype(compute)) for g in gradients(step, dtype)]
+        grads = [read_only(g.astype(compute)) for g in gradients(step, dtype, shapes)]
         # torch's buffer starts as the first gradient, without dampening.
         first = {**options, "dampening": 0.0} if step == 1 else options
         norms.append(sgd_step(params, grads, buffer, lr=0.1, **first))
@@ -67,11 +68,11 @@ def test_against_float64(backend, dtype, options):
 @pytest.mark.parametrize("name", [name for name in OPTIONS if "clipped" not in name])
 def test_trajectory_of_torch(backend, name):
     torch = pytest.importorskip("torch")
-    params, buffer, _ = train(np.float64, steps=20, **OPTIONS[name])
-    parameters = [torch.tensor(p, requires_grad=True) for p in start(np.float64)]
+    params, buffer, _ = train(np.float64, steps=20, shapes=SMALL, **OPTIONS[name])
+    parameters = [torch.tensor(p, requires_grad=True) for p in start(np.float64, SMALL)]
     optimizer = torch.optim.SGD(parameters, lr=0.1, **OPTIONS[name])
     for step in range(1, 21):
-        for parameter, grad in zip(parameters, gradients(step, np.float64), strict=True):
+        for parameter, grad in zip(parameters, gradients(step, np.float64, SMALL), strict=True):
             parameter.grad = torch.tensor(grad)
         optimizer.step()
     for k, parameter in enumerate(parameters):
@@ -82,7 +83,7 @@ def test_trajectory_of_torch(backend, name):
 
 def test_clip_and_step_of_torch(backend):
     torch = pytest.importorskip("torch")
-    params, _, norms = train(np.float64, momentum=0.9, max_norm=0.7, grad_scale=4.0)
+    params, _, norms = train(np.float64, steps=5, momentum=0.9, max_norm=0.7, grad_scale=4.0)
     parameters = [torch.tensor(p, requires_grad=True) for p in start(np.float64)]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     for step in range(1, 6):
@@ -154,7 +155,9 @@ def test_errors():
     error(ValueError, "momentum: expected a finite number >= 0", param, grad, momentum=-0.5)
     error(ValueError, "grads: expected 1 arrays, as many as params, got 2", [param], [grad, grad])
     error(ValueError, r"grads\[0\]: expected the shape of params\[0\]", param, grad[:3])
-    error(TypeError, r"momentum_buffer\[0\] is float64 but params\[0\] is float32", param, grad, np.zeros(5), momentum=0.9)
+    error(
+        TypeError, r"momentum_buffer\[0\] is float64 but params\[0\] is float32", param, grad, np.zeros(5), momentum=0.9
+    )
     error(ValueError, r"momentum_buffer\[0\]: the array is read-only", param, grad, read_only(param), momentum=0.9)
     error(ValueError, r"grads\[0\] and momentum_buffer\[0\] overlap", param, grad, grad, momentum=0.9)
 

@@ -60,7 +60,7 @@ def assert_close(actual, expected, operation: str, *, magnitude=None, dtype=None
     if bad.any():
         worst = np.unravel_index(np.argmax(np.where(bad, error / np.maximum(allowed, 1e-300), 0)), bad.shape)
         raise AssertionError(
-            f"{label}: {bad.sum()} of {bad.size} entries are off by more than {tolerance:g} ({operation}, {dtype}); worst "
-            f"at {tuple(map(int, worst))}: {actual[worst]!r}, expected {expected[worst]!r}, error {error[worst]:g} where "
-            f"{allowed[worst]:g} is allowed"
+            f"{label}: {bad.sum()} of {bad.size} entries are off by more than {tolerance:g} ({operation}, {dtype}); "
+            f"worst at {tuple(map(int, worst))}: {actual[worst]!r}, expected {expected[worst]!r}, error "
+            f"{error[worst]:g} where {allowed[worst]:g} is allowed"
         )
