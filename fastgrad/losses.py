@@ -10,6 +10,12 @@ from fastgrad._checks import Array, finish, float_array, float_array_like, integ
 from fastgrad._dispatch import kernels
 
 
+def _scalar(loss: float, like: Array) -> Array:
+    # Kernels sum in double; what leaves the range of float32 is inf, without a warning.
+    with np.errstate(over="ignore"):
+        return np.array(loss, dtype=like.dtype)
+
+
 def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = None) -> tuple[Array, Array]:
     """Return the mean cross-entropy of softmax(logits) against class numbers, in nats, and its gradient.
 
@@ -41,7 +47,7 @@ def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = 
     loss = math.nan
     if M:
         loss = kernels("cross_entropy", z).cross_entropy(z.reshape(M, V), classes.reshape(M), gradient.reshape(M, V))
-    return np.array(loss, dtype=z.dtype), finish(out, gradient)
+    return _scalar(loss, z), finish(out, gradient)
 
 
 def mse(pred: Array, target: Array, *, out: Array | None = None) -> tuple[Array, Array]:
@@ -66,4 +72,4 @@ def mse(pred: Array, target: Array, *, out: Array | None = None) -> tuple[Array,
     t = float_array_like("target", target, "pred", p)
     gradient = output("out", out, "pred", pred, aliases=(("pred", pred), ("target", target)))
     loss = kernels("mse", p).mse(p, t, gradient) if p.size else math.nan
-    return np.array(loss, dtype=p.dtype), finish(out, gradient)
+    return _scalar(loss, p), finish(out, gradient)

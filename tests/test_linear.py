@@ -1,0 +1,134 @@
+"""The affine map and the table look-up of the layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support import central_difference, oracle, random
+from tolerances import assert_close
+
+import fastgrad
+from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
+
+SIZES = [(1, 1, 1), (7, 5, 3), (0, 4, 3), (3, 0, 4), (3, 4, 0), (33, 65, 17), (257, 31, 129)]
+
+
+def draw(sizes, dtype):
+    M, K, N = sizes
+    shapes = [(M, K), (N, K), (N,), (M, N)]
+    return [random(k, shape, dtype) for k, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_linear_against_float64(backend, dtype, sizes):
+    x, weight, bias, dy = draw(sizes, dtype)
+    for b in (bias, None):
+        y = linear(x, weight, b)
+        assert y.dtype == dtype
+        assert_close(y, oracle(linear, x, weight, b), "product", magnitude="largest")
+    actual, expected = linear_backward(dy, x, weight), oracle(linear_backward, dy, x, weight)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        assert_close(a, e, "product", magnitude="largest")
+    assert linear_backward(dy, x, weight, with_dx=False)[0] is None
+    assert linear_backward(dy, x, weight, with_bias=False)[2] is None
+
+
+def test_linear_takes_any_leading_axes(backend, dtype):
+    x, weight, bias, dy = draw((24, 5, 3), dtype)
+    y, (dx, dweight, dbias) = linear(x, weight, bias), linear_backward(dy, x, weight)
+    x3, dy3 = x.reshape(2, 3, 4, 5), dy.reshape(2, 3, 4, 3)
+    np.testing.assert_array_equal(linear(x3, weight, bias), y.reshape(2, 3, 4, 3))
+    actual = linear_backward(dy3, x3, weight)
+    np.testing.assert_array_equal(actual[0], dx.reshape(x3.shape))
+    np.testing.assert_array_equal(actual[1], dweight)
+    np.testing.assert_array_equal(actual[2], dbias)
+    row = linear(x[0], weight, bias)
+    assert row.shape == (3,)
+    assert_close(row, oracle(linear, x, weight, bias)[0], "product", magnitude="largest")
+    transposed = np.ascontiguousarray(x3.swapaxes(0, 2)).swapaxes(0, 2)
+    np.testing.assert_array_equal(linear(transposed, weight, bias), y.reshape(2, 3, 4, 3))
+
+
+def test_linear_central_differences(backend):
+    x, weight, bias, dy = draw((4, 3, 2), np.float64)
+
+    def loss():
+        return float((linear(x, weight, bias) * dy).sum())
+
+    for actual, array in zip(linear_backward(dy, x, weight), (x, weight, bias), strict=True):
+        assert_close(actual, central_difference(loss, array), "differences", magnitude="largest")
+
+
+def test_linear_lets_nan_through(backend, dtype):
+    x, weight, bias, dy = draw((7, 5, 3), dtype)
+    x[2, 1] = np.nan
+    y = linear(x, weight, bias)
+    assert np.isnan(y[2]).all() and np.isfinite(y[[0, 1, 3, 4, 5, 6]]).all()
+    assert np.isnan(linear_backward(dy, x, weight)[1][:, 1]).all()
+
+
+def test_linear_has_the_same_bits_for_any_number_of_threads(thread_counts, dtype):
+    x, weight, bias, dy = draw((257, 31, 129), dtype)
+    seen = set()
+    with fastgrad.backend("cpu"):
+        for threads in [*thread_counts, *thread_counts]:
+            fastgrad.set_num_threads(threads)
+            arrays = [linear(x, weight, bias), *linear_backward(dy, x, weight)]
+            seen.add(b"".join(a.tobytes() for a in arrays))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (97,), (13, 17), (2, 3, 5), (4097,)], ids=str)
+def test_embedding_against_numpy(backend, dtype, shape):
+    weight = random(1, (11, 7), dtype)
+    indices = np.random.default_rng(2).integers(0, 11, shape)
+    if indices.size:
+        indices.flat[-1] = 10
+    np.testing.assert_array_equal(embedding(weight, indices), weight[indices])
+    np.testing.assert_array_equal(embedding(weight, indices.astype(np.uint8)), weight[indices])
+    dy = random(3, (*shape, 7), dtype)
+    dweight = embedding_backward(dy, indices, 11)
+    assert dweight.dtype == dtype
+    expected, terms = np.zeros((11, 7)), np.zeros((11, 7))
+    np.add.at(expected, indices, dy.astype(np.float64))
+    np.add.at(terms, indices, np.abs(dy.astype(np.float64)))
+    # The reference adds up in the dtype, one row after the other.
+    operation = "product" if backend == "reference" else "reduction"
+    assert_close(dweight, expected, operation, magnitude=terms * (10 if backend == "reference" else 1))
+    unused = np.setdiff1d(np.arange(11), indices)
+    assert not dweight[unused].any()
+
+
+def test_embedding_has_the_same_bits_for_any_number_of_threads(thread_counts, dtype):
+    indices, dy = np.random.default_rng(4).integers(0, 97, 4097), random(5, (4097, 33), dtype)
+    seen = set()
+    with fastgrad.backend("cpu"):
+        for threads in [*thread_counts, *thread_counts]:
+            fastgrad.set_num_threads(threads)
+            seen.add(embedding_backward(dy, indices, 97).tobytes())
+    assert len(seen) == 1
+
+
+def test_errors():
+    x, weight, bias, dy = draw((4, 3, 2), np.float32)
+
+    def error(exception, match, function, *args):
+        with pytest.raises(exception, match=match):
+            function(*args)
+
+    error(ValueError, r"x: expected shape .* with K = 3, got \(4, 2\)", linear, x[:, 1:], weight, bias)
+    error(ValueError, r"bias: expected shape \(N,\) with N = 2, got \(3,\)", linear, x, weight, x[0])
+    error(TypeError, "bias is float64 but weight is float32", linear, x, weight, bias.astype(float))
+    error(TypeError, "x: expected a numpy.ndarray, got list", linear, [1.0], weight, bias)
+    error(ValueError, r"dy: expected shape \(4, 2\), got \(3, 2\)", linear_backward, dy[1:], x, weight)
+    error(ValueError, "indices: expected entries from 0 to 1 .*, got 2", embedding, weight, np.array([0, 2]))
+    error(TypeError, "indices: expected integers, got float32", embedding, weight, x)
+    error(
+        ValueError,
+        r"dy: expected shape \(2,\) and one more axis, got \(4, 2\)",
+        embedding_backward,
+        dy,
+        np.array([0, 1]),
+        5,
+    )
