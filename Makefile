@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 # The text and model of a plain `make train` are the same each time, so its results may be replaced.
 TRAIN ?= --overwrite $(ARGS)
 
+# What of the tests the wheel has to pass too: imports, kernels, layers, the command line.
+WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py
+
 .PHONY: train test check bench wheel clean
 
 train: $(VENV)/.installed
@@ -25,13 +28,15 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench $(ARGS)
 
+# The tests run on the installed wheel, from a temporary folder: nothing of the checkout is importable there.
 wheel: $(VENV)/.installed-dev
-	rm -rf dist
+	rm -rf dist build
 	$(BIN)/python -m build --outdir dist .
-	$(PYTHON) -m venv --clear build/wheel-venv
-	build/wheel-venv/bin/python -m pip install -q dist/*.whl pytest
-	cp -r tests build/wheel-tests-new && rm -rf build/wheel-tests && mv build/wheel-tests-new build/wheel-tests
-	cd build/wheel-tests && ../wheel-venv/bin/python -m pytest -q -p no:cacheprovider --rootdir . $(WHEEL_TESTS)
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install -q --disable-pip-version-check "$$(ls dist/*.whl)[test]"; \
+	cp -r tests "$$folder/tests"; cd "$$folder/tests"; \
+	"$$folder/venv/bin/python" -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
