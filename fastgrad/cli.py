@@ -381,7 +381,7 @@ def _run() -> int:
         if isinstance(error, UserError):
             return _fail(str(error), 2)
         if isinstance(error, Diverged):
-            return _fail(f"{error}; the last checkpoint is still there", 1)
+            return _fail(str(error), 1)
         raise
     return int(status or 0)
 

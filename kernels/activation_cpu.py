@@ -148,7 +148,7 @@ def _silu_derivative(m: Machine, x: Value) -> Value:
 
 
 def _mish_parts(m: Machine, x: Value) -> tuple[Value, Value, Value, Value, Value]:
-    """Return e, scale with e scale = q = exp(-|x|), and q, p, d with tanh(softplus(x)) = p / d, or q p / d for x < 0."""
+    """Return e, scale with e scale = q = exp(-|x|), and q, p, d: tanh(softplus(x)) is p / d, or q p / d for x < 0."""
     e, scale = vecmath.exp_parts(m, -m.abs(x))
     q = e * scale
     negative = x < 0.0

@@ -38,7 +38,8 @@ def _softmax_rows(dtype: np.dtype) -> Any:
 
         top = m.splat(m.reduce(m.fold(0, classes, [lowest], largest)[0], pick))
         one = m.mask(classes * 0 + 1)
-        m.store_double(result + 8, m.reduce(m.load(z + target * item, one) - m.select(one, top, 0.0), lambda a, b: a + b))
+        chosen = m.load(z + target * item, one) - m.select(one, top, 0.0)
+        m.store_double(result + 8, m.reduce(chosen, lambda a, b: a + b))
 
         def exponentials(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
             e = vecmath.exp(m, m.load(z + index * item, mask) - top)

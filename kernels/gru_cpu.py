@@ -24,7 +24,16 @@ from fastgrad._memory import empty
 from . import runtime, vecmath
 from .linear_cpu import column_sums
 from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
-from .recurrent_cpu import GATE_BYTES, Array, copy_row, input_products, tasks_for, weight_gradient, zero_row, zeroed_padding
+from .recurrent_cpu import (
+    GATE_BYTES,
+    Array,
+    copy_row,
+    input_products,
+    tasks_for,
+    weight_gradient,
+    zero_row,
+    zeroed_padding,
+)
 from .simd import Machine, Value, traced
 
 # --- one step of one sequence: gates (3H,) in/out, sums, then r, z, n;  inner (H,), h (H,), h_next (H,) out
@@ -128,9 +137,7 @@ def _candidate_backward(
     m.over(0, hidden, body)
 
 
-def _reset_backward(
-    m: Machine, gates: Value, h: Value, dh: Value, dgates: Value, dinner: Value, hidden: Value
-) -> None:
+def _reset_backward(m: Machine, gates: Value, h: Value, dh: Value, dgates: Value, dinner: Value, hidden: Value) -> None:
     """r of the paper's form; dinner: gradient of r h."""
 
     def body(index: Value, mask: Value | None) -> None:
@@ -212,7 +219,8 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
     multiply = rows_by_panels(dtype)
     lanes = GATE_BYTES // item
     gates_after_backward = traced(_gates_after_backward, dtype, lanes)
-    candidate_backward, reset_backward = traced(_candidate_backward, dtype, lanes), traced(_reset_backward, dtype, lanes)
+    candidate_backward = traced(_candidate_backward, dtype, lanes)
+    reset_backward = traced(_reset_backward, dtype, lanes)
     zero = traced(zero_row, dtype)
 
     def kernel(block, pointers):
@@ -344,7 +352,8 @@ def backward(
         [
             steps, batch, hidden, *map(runtime.address, (saved.gates, saved.inner, saved.h)),
             0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dgates, dinner, packed_rz, packed_n)),
-            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros), saved.reverse, tasks,
+            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
+            saved.reverse, tasks,
         ],
         np.int64,
     )  # fmt: skip

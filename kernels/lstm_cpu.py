@@ -8,9 +8,10 @@ not read x.
 
 The input products of all steps are one matrix product, and so is each weight gradient. The recurrent part is split by
 sequences of the batch, not by columns: a thread takes its sequences through all steps, so that threads never wait for
-each other, and W_hh is packed once for all steps. What is computed for a sequence doesn't depend on which thread has it.
+each other, and W_hh is packed once for all steps. What is computed for a sequence is the same on whichever thread.
 
-Flops: 8 T B H (I + H) forward, twice that backward. Saved for backward: gates, c and y, 6 H numbers a step and sequence.
+Flops: 8 T B H (I + H) forward, twice that backward. Saved for backward: gates, c and y, 6 H numbers for each step of
+each sequence.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from fastgrad._memory import empty
 from . import runtime, vecmath
 from .linear_cpu import column_sums
 from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
-from .recurrent_cpu import GATE_BYTES, Array, copy_row, input_products, tasks_for, weight_gradient, zero_row, zeroed_padding
+from .recurrent_cpu import (
+    GATE_BYTES,
+    Array,
+    copy_row,
+    input_products,
+    tasks_for,
+    weight_gradient,
+    zero_row,
+    zeroed_padding,
+)
 from .simd import Machine, Value, traced
 
 
@@ -117,9 +127,7 @@ def _forward(dtype: np.dtype) -> Any:
                     copy(c + before + b * row, c + after + b * row, hidden)
                     zero(y + (t * batch + first + b) * row, hidden)
                     continue
-                gates_forward(
-                    step + b * row4, c + before + b * row, c + after + b * row, h + after + b * row, hidden
-                )
+                gates_forward(step + b * row4, c + before + b * row, c + after + b * row, h + after + b * row, hidden)
                 if lengths != 0:
                     copy(h + after + b * row, y + (t * batch + first + b) * row, hidden)
 
@@ -140,7 +148,8 @@ def _backward(dtype: np.dtype) -> Any:
     zero = traced(zero_row, dtype)
 
     def kernel(block, pointers):
-        steps, batch, hidden, gates, c, dy = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
+        steps, batch, hidden, gates, c = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4]
+        dy = pointers[5]
         packed, lengths, zeros, reverse, tasks = pointers[9], pointers[10], pointers[11], pointers[12], pointers[13]
         first, last = batch * block // tasks, batch * (block + 1) // tasks
         row, row4 = hidden * item, 4 * hidden * item
@@ -227,7 +236,7 @@ def forward(
 def backward(
     dy: Array | None, dhn: Array | None, dcn: Array | None, saved: Saved
 ) -> tuple[Array, Array, Array, Array, Array, Array | None]:
-    """Return dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None without biases."""
+    """Return dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None."""
     x, gates = saved.x, saved.gates
     steps, batch, inputs = x.shape
     hidden, dtype = saved.weight_hh.shape[1], x.dtype
@@ -240,7 +249,8 @@ def backward(
         [
             steps, batch, hidden, runtime.address(gates), runtime.address(saved.c),
             0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dc, dgates, packed)),
-            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros), saved.reverse, tasks,
+            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
+            saved.reverse, tasks,
         ],
         np.int64,
     )  # fmt: skip

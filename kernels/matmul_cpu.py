@@ -104,9 +104,7 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
     width = panel_columns(dtype)
 
     @numba.njit(**runtime.INNER)
-    def multiply(
-        a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last
-    ):
+    def multiply(a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last):
         groups = (rows + ROWS - 1) // ROWS
         depth = k_last - k_first
         for panel in range(first_panel, first_panel + panels):
@@ -144,9 +142,7 @@ def _copy_rows(m: Machine, source: Value, target: Value, columns: Value) -> None
 
 def _copy_transposed(m: Machine, source: Value, stride: Value, target: Value, columns: Value, rows: Value) -> None:
     """Transpose `columns` rows of the source, `stride` bytes apart and `rows` elements long, into a square of b."""
-    vectors = [
-        m.load(source + stride * c, m.mask(m.choose(columns > c, rows, 0))) for c in range(m.lanes)
-    ]
+    vectors = [m.load(source + stride * c, m.mask(m.choose(columns > c, rows, 0))) for c in range(m.lanes)]
     for k, vector in enumerate(m.transpose(vectors)):
         m.when(rows > k, functools.partial(m.store, target + k * (VECTORS * VECTOR_BYTES), vector))
 
@@ -303,7 +299,8 @@ def matmul(
     splits = 1 if row_blocks >= threads else min(panels, -(-threads // row_blocks))
     panels_per_block = -(-panels // splits)
     blocks = row_blocks * -(-panels // panels_per_block)
-    scratch_bytes = -(-(-(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize) // 4096) * 4096 if transposed else 0
+    scratch_bytes = -(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize if transposed else 0
+    scratch_bytes = -(-scratch_bytes // 4096) * 4096  # no two threads in one page
     scratch = empty(blocks * scratch_bytes, np.uint8)
     pointers = np.array(
         [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import runtime
-from .simd import Machine, Value, traced
+from .simd import Value, traced
 from .streams import BLOCK, PARALLEL_SIZE
 
 
@@ -20,7 +20,7 @@ def _mse(dtype: np.dtype) -> Any:
     """pointers: pred, target, dpred, n, sums (blocks,), factor."""
     item = dtype.itemsize
 
-    def chunk(m: Machine, pred: Value, target: Value, dpred: Value, first: Value, last: Value, sums: Value, factor: Value):
+    def chunk(m, pred, target, dpred, first, last, sums, factor):
         wide = m.with_lanes(m.lanes, np.float64)
         scale = m.splat(m.load_double(factor))
 

@@ -9,7 +9,7 @@ A kernel is a Python function `kernel(block, pointers)` that Numba compiles to a
 
 The compile cache can't serve a stale kernel: the name of its folder is a hash of every source file in this package, of
 the versions of Numba and LLVM, and of the processor. It lies in $FASTGRAD_CACHE_DIR, else in the user's cache folder,
-else in a private folder under the temporary one; where nothing can be written, kernels are compiled anew in each process.
+else in a private folder under the temporary one; where nothing can be written, each process compiles anew.
 """
 
 from __future__ import annotations
@@ -165,13 +165,11 @@ class Kernel:
 
     def __init__(self, function: Callable[..., None], name: str):
         self.name = name
-        compiled = CFunc(
-            function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS)
-        )
-        compiled._cache = _Cache(name)
+        compiled = CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS))
+        compiled._cache = _Cache(name)  # type: ignore[attr-defined]
         compiled.compile()
         self._compiled = compiled  # owns the machine code
-        self.address: int = compiled.address
+        self.address = int(compiled.address)  # type: ignore[arg-type]
 
 
 def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]:
@@ -246,7 +244,7 @@ _threads: int | None = None  # chosen for the whole process; None leaves it to N
 
 
 def max_threads() -> int:
-    return numba.config.NUMBA_NUM_THREADS
+    return numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 
 def set_num_threads(n: int) -> None:
@@ -262,7 +260,7 @@ def num_threads() -> int:
 def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True) -> None:
     """Run `kernel` for every block in range(blocks).
 
-    pointers (n,) int64 : handed to each call as they are; the memory that they point to must stay alive until the return
+    pointers (n,) int64 : handed to each call as they are; what they point to must stay alive until the return
     parallel : spread the blocks over the threads; otherwise run them here, one after the other
     """
     if blocks <= 0:

@@ -294,9 +294,7 @@ class Machine:
 
     def select(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
         template = self.zero()
-        return Value(
-            self, self.builder.select(condition.ir, self.like(template, yes).ir, self.like(template, no).ir)
-        )
+        return Value(self, self.builder.select(condition.ir, self.like(template, yes).ir, self.like(template, no).ir))
 
     def maximum(self, a: Value, b: Value | float) -> Value:
         """Return b where a < b, else a: a NaN in `a` stays, one in `b` does not enter."""
@@ -324,9 +322,7 @@ class Machine:
         return rows
 
     def _shuffle(self, a: Value, b: Value, lanes: list[int]) -> Value:
-        return Value(
-            self, self.builder.shuffle_vector(a.ir, b.ir, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
-        )
+        return Value(self, self.builder.shuffle_vector(a.ir, b.ir, ir.Constant(ir.VectorType(I32, len(lanes)), lanes)))
 
     def is_nan(self, value: Value) -> Value:
         return Value(self, self.builder.fcmp_unordered("uno", value.ir, value.ir))
@@ -353,7 +349,12 @@ class Machine:
     # --- loops and branches
 
     def loop(
-        self, start: Value | int, stop: Value, step: int, state: list[Value], body: Callable[[Value, list[Value]], list[Value]]
+        self,
+        start: Value | int,
+        stop: Value,
+        step: int,
+        state: list[Value],
+        body: Callable[[Value, list[Value]], list[Value]],
     ) -> list[Value]:
         """Run state = body(index, state) for index (int64) in range(start, stop, step); return the last state."""
         builder = self.builder
@@ -383,7 +384,7 @@ class Machine:
             body()
 
     def over(self, first: Value | int, last: Value, body: Callable[[Value, Value | None], None]) -> None:
-        """Run body(index, mask) for each vector of the elements first to last; mask is None but for a partial last one."""
+        """Run body(index, mask) for each vector of elements first to last; mask is None but for a partial last one."""
 
         def stateless(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
             body(index, mask)

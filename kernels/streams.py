@@ -24,7 +24,7 @@ Formula = Callable[[Machine, list[Value], list[Value]], tuple[Value, ...]]
 
 
 @numba.njit(**runtime.INNER)
-def tensor_of_block(starts: int, tensors: int, block: int) -> int:
+def tensor_of_block(starts, tensors, block):
     """Return which tensor a block belongs to; starts: address of the blocks before each tensor."""
     low, high = 0, tensors - 1
     while low < high:
@@ -74,7 +74,7 @@ def streams_kernel(
     run_chunk = traced(chunk, dtype)
 
     def kernel(block, pointers):
-        # pointers: table (streams, tensors), tensors, blocks before each tensor (tensors + 1), sizes, scalars, own scalars
+        # pointers: table (streams, tensors), tensors, blocks before each tensor (tensors + 1), sizes, scalars, own ones
         tensors, starts = pointers[1], pointers[2]
         tensor = tensor_of_block(starts, tensors, block)
         first = (block - runtime.peek(starts, tensor)) * BLOCK
@@ -121,5 +121,3 @@ def may_stream(out: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:
     """Say whether an output is written faster past the caches: large, aligned, and none of the inputs."""
     start = runtime.address(out)
     return out.nbytes >= STREAMING_BYTES and start % 64 == 0 and all(runtime.address(a) != start for a in inputs)
-
-

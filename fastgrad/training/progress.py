@@ -117,8 +117,8 @@ class Progress:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_row(*(value for _, value in facts))
         done = min(1.0, self._goal.fraction(self._trainer.step, seconds))
-        # A bar ends without a line break unless it is a cell. The last columns stay free: a terminal that echoes ^C there
-        # would wrap, and the redraw miss its place by a line.
+        # A bar ends without a line break unless it is a cell. The last columns stay free: a terminal that echoes ^C
+        # there would wrap, and the redraw miss its place by a line.
         display = Table.grid()
         width = max(10, self._live.console.width - 3)
         display.add_row(ProgressBar(total=1.0, completed=done, width=width))

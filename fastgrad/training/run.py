@@ -16,7 +16,7 @@ from typing import Any, Self
 from fastgrad.training import checkpoint
 from fastgrad.training.compare import compare
 from fastgrad.training.curve import save_curve
-from fastgrad.training.errors import UserError
+from fastgrad.training.errors import Diverged, UserError
 from fastgrad.training.model import Config
 from fastgrad.training.progress import Goal, Progress, duration
 from fastgrad.training.sample import sample
@@ -84,6 +84,8 @@ class Session:
     goal: Goal
     seconds: float
     folder: Path
+    # The step of the newest checkpoint of this run, None while there is none.
+    saved: int | None = None
 
     def save(self) -> None:
         """Write the checkpoint. Raises UserError when that fails; the former one is then still whole."""
@@ -96,6 +98,7 @@ class Session:
             raise UserError(
                 f"{self.folder} can't be written: {error.strerror}; an earlier checkpoint in it is still whole"
             ) from None
+        self.saved = self.trainer.step
 
 
 def train(options: Options) -> int:
@@ -116,7 +119,11 @@ def train(options: Options) -> int:
     if options.resume:
         _say(f"resumed at step {trainer.step:,} after {duration(session.seconds)} of training")
     with Stop() as stop:
-        _loop(session, options, stop)
+        try:
+            _loop(session, options, stop)
+        except Diverged as error:
+            kept = "nothing of this run was saved" if session.saved is None else f"step {session.saved:,} is saved"
+            raise Diverged(f"{error}; {kept}") from None
     again = f"fastgrad train --resume --out {shlex.quote(str(options.out))}"
     if stop.received is not None:
         name = "Ctrl-C" if stop.received == signal.SIGINT else signal.Signals(stop.received).name
@@ -222,7 +229,7 @@ def _resumed(options: Options) -> Session:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     _prepare_folder(options.out)
-    return Session(trainer, _remembered(source), goal, seconds, options.out)
+    return Session(trainer, _remembered(source), goal, seconds, options.out, saved=step)
 
 
 def _prepare_folder(folder: Path) -> None:
