@@ -14,6 +14,7 @@ else in a private folder under the temporary one; where nothing can be written, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -41,6 +42,7 @@ from numba.extending import intrinsic
 OPTIONS: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": False}
 INNER: dict[str, Any] = {k: v for k, v in OPTIONS.items() if k != "nopython"}  # njit options of functions in kernels
 SIGNATURE = types.void(types.int64, types.CPointer(types.int64))
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 GENERATIONS_KEPT = 4  # folders of earlier sources left in the cache
 
 
@@ -123,14 +125,21 @@ def _prune(root: Path, current: Path) -> None:
 
 
 class _Cache:
-    """Numba's cache protocol over one file per compiled function."""
+    """Numba's cache protocol over one file per compiled function: a checksum, then the pickled code.
 
-    def __init__(self, name: str):
+    name : of the kernel, with all that it was specialised for
+    source : file that it was written in, if that is not in this package, whose sources name the folder
+    """
+
+    def __init__(self, name: str, source: str | None = None):
         self.name = name
+        self.salt = b""
+        if source is not None and Path(source).parent != Path(__file__).parent:
+            self.salt = Path(source).read_bytes()
 
     def _path(self, signature: object) -> Path | None:
         folder = cache_folder()
-        digest = hashlib.sha256(f"{self.name}{signature}".encode()).hexdigest()[:24]
+        digest = hashlib.sha256(f"{self.name}{signature}".encode() + self.salt).hexdigest()[:24]
         return folder and folder / f"{self.name.split('(')[0]}-{digest}.bin"
 
     def load_overload(self, signature: object, target_context: Any) -> Any:
@@ -138,35 +147,38 @@ class _Cache:
         if path is None:
             return None
         try:
-            payload = pickle.loads(path.read_bytes())
-        except (OSError, EOFError, pickle.UnpicklingError):
-            return None  # absent, or cut short: compile anew
+            content = path.read_bytes()
+        except OSError:
+            return None
+        checksum, payload = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+        if hashlib.sha256(payload).digest() != checksum:
+            return None  # damaged: compile anew, and replace it
         target_context.refresh()
-        return CompileResult._rebuild(target_context, *payload)
+        return CompileResult._rebuild(target_context, *pickle.loads(payload))
 
     def save_overload(self, signature: object, result: Any) -> None:
         path = self._path(signature)
         if path is None or result.library.has_dynamic_globals:
             return
-        try:
-            # Written aside and renamed: processes that compile at the same time don't see each other's half.
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(pickle.dumps(result._reduce(), protocol=pickle.HIGHEST_PROTOCOL))
-            os.replace(file.name, path)
-        except OSError:
-            pass  # a full disk costs the next process a compilation, not this one its result
+        payload = pickle.dumps(result._reduce(), protocol=pickle.HIGHEST_PROTOCOL)
+        # Written aside and renamed: processes that compile at the same time don't see each other's half. A full disk
+        # costs the next process a compilation, not this one its result.
+        with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            file.write_bytes(hashlib.sha256(payload).digest() + payload)
+            os.replace(file, path)
 
 
 # --- kernels
 
 
 class Kernel:
-    """A compiled kernel: the address of a C function (block, pointers, scalars). Create it with `kernel`."""
+    """A compiled kernel: the address of a C function (block, pointers). Create it with `kernel`."""
 
     def __init__(self, function: Callable[..., None], name: str):
         self.name = name
         compiled = CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS))
-        compiled._cache = _Cache(name)  # type: ignore[attr-defined]
+        compiled._cache = _Cache(name, function.__code__.co_filename)  # type: ignore[attr-defined]
         compiled.compile()
         self._compiled = compiled  # owns the machine code
         self.address = int(compiled.address)  # type: ignore[arg-type]

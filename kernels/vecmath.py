@@ -143,7 +143,7 @@ def exp_half_square(m: Machine, t: Value) -> tuple[Value, Value]:
 
 
 def normal_tail(m: Machine, t: Value) -> Value:
-    """Phi(-t) exp(t**2 / 2) of the normal distribution for 0 <= t <= 15 (float32) or 40 (float64), within 3 ulp."""
+    """Phi(-t) exp(t**2 / 2) of the normal distribution for 0 <= t <= 15 (float32) or 40 (float64), within 4 ulp."""
     k, coefficients = (3.0, TAIL_F32) if single(m) else (4.0, TAIL_F64)
     d = t + k
     q = m.full(1.0) / d
@@ -152,7 +152,7 @@ def normal_tail(m: Machine, t: Value) -> Value:
 
 
 def normal_tail_slope(m: Machine, t: Value) -> Value:
-    """(Phi(-t) - t phi(t)) exp(t**2 / 2), for the same t, within 3 ulp also around its zero."""
+    """(Phi(-t) - t phi(t)) exp(t**2 / 2), for the same t, within 4 ulp also around its zero."""
     k, coefficients = (3.0, SLOPE_F32) if single(m) else (4.0, SLOPE_F64)
     high = float(m.dtype.type(SLOPE_ZERO[0]))
     low = SLOPE_ZERO[0] - high + SLOPE_ZERO[1]

@@ -1,0 +1,180 @@
+"""The compile cache, threads and memory below the CPU kernels."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastgrad.kernels import runtime
+
+import fastgrad
+from fastgrad import _memory
+
+KERNELS = Path(runtime.__file__).parent
+PACKAGE = Path(fastgrad.__file__).parent
+CALL = (
+    "import numpy as np, fastgrad; from fastgrad.kernels import runtime;"
+    "print(fastgrad.activation(np.ones(3), 'relu6').sum(), runtime.cache_folder())"
+)
+
+
+@pytest.fixture
+def copied_package(tmp_path):
+    """A copy of the package that a test may edit, as `site/fastgrad`."""
+    site = tmp_path / "site"
+    shutil.copytree(PACKAGE, site / "fastgrad", ignore=shutil.ignore_patterns("__pycache__", "kernels"))
+    shutil.copytree(KERNELS, site / "fastgrad" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return site
+
+
+def run(code: str, site: Path, **environment: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=site, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*.bin")}
+
+
+def test_second_process_compiles_nothing(copied_package, tmp_path):
+    cache = tmp_path / "cache"
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    before = files(cache)
+    assert before
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    assert files(cache) == before
+
+
+def test_an_edit_of_any_kernel_source_is_noticed(copied_package, tmp_path):
+    """A kernel of activation_cpu.py is made of simd.py as well: an edit there must not meet the old code."""
+    cache = {"FASTGRAD_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(CALL, copied_package, **cache).startswith("3.0 ")
+    source = copied_package / "fastgrad" / "kernels" / "simd.py"
+    text = source.read_text()
+    edited = text.replace("return self.select(a > b, b, a)", "return self.select(a > b, b, a) + 1.0")
+    assert edited != text
+    source.write_text(edited)
+    assert run(CALL, copied_package, **cache).startswith("6.0 ")
+
+
+def test_a_damaged_cache_is_replaced(copied_package, tmp_path):
+    cache = tmp_path / "cache"
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    for path in files(cache):
+        path.write_bytes(path.read_bytes()[:-7])
+    assert run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache)).startswith("3.0 ")
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(copied_package, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(blocked)) == "3.0 None"
+
+
+def test_a_home_that_cannot_be_written_falls_back(copied_package, tmp_path):
+    blocked, temporary = tmp_path / "file", tmp_path / "temporary"
+    blocked.write_text("not a folder")
+    temporary.mkdir()
+    environment = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "TMPDIR": str(temporary)}
+    code = "import os; os.environ.pop('FASTGRAD_CACHE_DIR', None);" + CALL
+    assert run(code, copied_package, **environment).startswith(f"3.0 {temporary}")
+
+
+def test_processes_that_compile_at_once_do_not_disturb_each_other(copied_package, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(copied_package), "FASTGRAD_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", CALL]
+    processes = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert all(p.communicate(timeout=300)[0].startswith("3.0 ") and p.returncode == 0 for p in processes)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_computes_on():
+    code = (
+        "import os, numpy as np, fastgrad\n"
+        "x = np.ones(1 << 20, np.float32)\n"
+        "assert float(fastgrad.global_norm([x])) == 1024\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(0 if float(fastgrad.global_norm([x])) == 1024 else 1)\n"
+        "print(os.waitpid(pid, 0)[1])"
+    )
+    assert run(code, PACKAGE.parent) == "0"
+
+
+def test_kernels_run_from_several_python_threads():
+    arrays = [np.full(300_000, k, np.float32) for k in range(1, 5)]
+    results: dict[int, list[float]] = {}
+
+    def work(k: int) -> None:
+        results[k] = [float(fastgrad.global_norm([arrays[k]], ord=1)) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {k: [300_000.0 * (k + 1)] * 20 for k in range(4)}
+
+
+def test_set_num_threads_leaves_numba_alone():
+    import numba
+
+    before, most = numba.get_num_threads(), runtime.max_threads()
+    fastgrad.set_num_threads(1)
+    try:
+        assert numba.get_num_threads() == before
+        assert fastgrad.global_norm([np.ones(1 << 18)]) == 512
+    finally:
+        fastgrad.set_num_threads(before)
+    for wrong, error in ((0, ValueError), (most + 1, ValueError), (1.5, TypeError), ("2", TypeError)):
+        with pytest.raises(error, match="n: expected"):
+            fastgrad.set_num_threads(wrong)
+
+
+# --- memory that is used again
+
+
+def test_memory_is_used_again_after_the_last_view():
+    first = _memory.empty((300, 400), np.float32)
+    address, view = first.__array_interface__["data"][0], first[10:20].T
+    del first
+    gc.collect()
+    assert _memory.empty((300, 400), np.float32).__array_interface__["data"][0] != address
+    view[...] = 1
+    del view
+    gc.collect()
+    again = _memory.empty((300, 400), np.float32)
+    assert again.__array_interface__["data"][0] == address
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (5, 0, 2), (1000, 1000), 7])
+def test_memory_is_aligned_and_writable(shape, dtype):
+    array = _memory.empty(shape, dtype)
+    assert array.shape == ((shape,) if isinstance(shape, int) else shape) and array.dtype == dtype
+    assert array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
+    assert array.__array_interface__["data"][0] % 64 == 0 or array.size == 0
+    array[...] = 1
+    assert (array == 1).all()
+
+
+def test_memory_kept_has_a_limit():
+    arrays = [_memory.empty(1 << 20, np.float64) for _ in range(40)]
+    del arrays
+    gc.collect()
+    assert _memory._kept <= _memory.LIMIT
+
+
+def test_arrays_are_distinct():
+    arrays = [_memory.empty(100_000, np.float32) for _ in range(5)]
+    for k, array in enumerate(arrays):
+        array[...] = k
+    assert [float(a.max()) for a in arrays] == [0, 1, 2, 3, 4]
