@@ -1,0 +1,81 @@
+"""Adam's step, alone and with clipping by the global norm.
+
+Bytes a parameter: 28 (p, g, m, v read; p, m, v written), and 4 for the norm of a clipped step. torch and naive NumPy
+clip in passes of their own, 8 bytes more, which are not counted: the rates compare useful work.
+Flops a parameter: 12, and 3 for clipping.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import naive
+import pytest
+from inputs import LISTS, ONE_TENSOR, copies, count, name_of, normals, zeros
+from machine import torch
+from work import FASTGRAD, NUMPY, TORCH, Work, contestants, restore, tensors
+
+import fastgrad
+
+MAX_NORM = 1.0
+TENSORS = {"one-tensor": ONE_TENSOR, **LISTS}
+
+
+def adam(name: str, clipped: bool) -> Work:
+    """A step on the tensors of this name; clipped: after clipping their global norm to 1."""
+    shapes = TENSORS[name]
+    start, gradients = normals(0, shapes, scale=0.02), normals(1, shapes)
+    hand, own = [[copies(start), zeros(shapes), zeros(shapes)] for _ in range(2)]
+    hand_grads = copies(gradients) if clipped else gradients
+    hand_steps, own_steps = itertools.count(1), itertools.count(1)
+    # Every clip rewrites its gradients, except fastgrad's. All are written anew, so that all find them equally cached.
+    before = {NUMPY: restore(hand_grads, gradients)} if clipped else {}
+    own_grads = gradients
+    if clipped:
+        own_grads = copies(gradients)
+        before[FASTGRAD] = restore(own_grads, gradients)
+
+    def by_hand() -> object:
+        if clipped:
+            naive.clip_by_global_norm(hand_grads, MAX_NORM)
+        naive.adam_step(hand[0], hand_grads, *hand[1:], step=next(hand_steps))
+        return hand[:2]
+
+    def by_fastgrad() -> object:
+        max_norm = MAX_NORM if clipped else None
+        fastgrad.adam_step(own[0], own_grads, *own[1:], step=next(own_steps), max_norm=max_norm)
+        return own[:2]
+
+    by_torch = None
+    if torch:
+        torchs, torch_grads = copies(start), copies(gradients) if clipped else gradients
+        if clipped:
+            before[TORCH] = restore(torch_grads, gradients)
+        params = [tensor.requires_grad_() for tensor in tensors(torchs)]
+        optimizer = torch.optim.Adam(params, lr=1e-3, fused=True)
+        averages, squares = zeros(shapes), zeros(shapes)
+        for p, g, m, v in zip(params, tensors(torch_grads), tensors(averages), tensors(squares), strict=True):
+            p.grad = g
+            optimizer.state[p] = {"step": torch.zeros(()), "exp_avg": m, "exp_avg_sq": v}
+
+        def by_torch() -> object:
+            if clipped:
+                torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
+            optimizer.step()
+            return [torchs, averages]
+
+    return Work(
+        f"{'clip + ' if clipped else ''}adam_step {name}",
+        name_of(shapes),
+        (32 if clipped else 28) * count(shapes),
+        (15 if clipped else 12) * count(shapes),
+        contestants(by_hand, by_fastgrad, by_torch, before),
+        rtol=1e-3 if clipped else 1e-5,  # the norm, which torch and NumPy sum in float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "clipped"), [("one-tensor", False), ("gpt2-small", True), ("200x1000", False), ("200x1000", True)]
+)
+def bench_adam_step(race, name, clipped):
+    race(adam, name, clipped)

@@ -1,0 +1,53 @@
+"""Clipping by the global norm in place, with gradients that are above it in every call.
+
+Bytes an element: 12 (read for the norm; read and written for the scaling). Flops: 3.
+"""
+
+from __future__ import annotations
+
+import naive
+import pytest
+from inputs import LISTS, copies, count, name_of, normals
+from machine import torch
+from work import FASTGRAD, NUMPY, TORCH, Work, contestants, restore, tensors
+
+import fastgrad
+
+MAX_NORM = 1.0
+
+
+def clip(name: str) -> Work:
+    """Norm, then scaling; the gradients are written anew before each call, outside of the clock."""
+    shapes = LISTS[name]
+    originals = normals(0, shapes)
+    own, hand = copies(originals), copies(originals)
+    before = {NUMPY: restore(hand, originals), FASTGRAD: restore(own, originals)}
+    by_torch = None
+    if torch:
+        torchs = copies(originals)
+        before[TORCH] = restore(torchs, originals)
+        holders = tensors(torchs)
+        for holder, grad in zip(holders, tensors(torchs), strict=True):
+            holder.grad = grad
+
+        def by_torch() -> object:
+            return [torch.nn.utils.clip_grad_norm_(holders, MAX_NORM, foreach=True), *torchs]
+
+    return Work(
+        f"clip_by_global_norm {name}",
+        name_of(shapes),
+        12 * count(shapes),
+        3 * count(shapes),
+        contestants(
+            lambda: [naive.clip_by_global_norm(hand, MAX_NORM), *hand],
+            lambda: [fastgrad.clip_by_global_norm(own, MAX_NORM), *own],
+            by_torch,
+            before,
+        ),
+        rtol=1e-3,  # of the norm, which torch and NumPy sum in float32
+    )
+
+
+@pytest.mark.parametrize("name", LISTS)
+def bench_clip_by_global_norm(race, name):
+    race(clip, name)

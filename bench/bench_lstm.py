@@ -1,0 +1,16 @@
+"""LSTM over sequences and one step of its cell, forward and backward; bytes and flops in recurrent.py."""
+
+from __future__ import annotations
+
+import pytest
+import recurrent
+from inputs import SEQUENCES, TRAINER_SEQUENCE
+
+
+@pytest.mark.parametrize("sizes", [*SEQUENCES, TRAINER_SEQUENCE], ids=str)
+def bench_lstm(race, sizes):
+    race(recurrent.sequence, "lstm", *sizes)
+
+
+def bench_lstm_cell(race):
+    race(recurrent.step, "lstm")

@@ -1,0 +1,60 @@
+"""The machine, the versions and the number of threads: what a number must travel with. And torch, or None."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import threadpoolctl
+
+import fastgrad
+
+# A peer, not a dependency: without it its columns stay empty.
+torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+
+PACKAGES = ("numpy", "numba", "scipy") + (("torch",) if torch else ())
+
+
+def cores() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(n: int) -> None:
+    """Let fastgrad, torch and NumPy's BLAS use n threads each, for the rest of the process.
+
+    Raises:
+        ValueError: n is more than fastgrad can use; see `fastgrad.set_num_threads`.
+    """
+    fastgrad.set_num_threads(n)
+    threadpoolctl.threadpool_limits(n, user_api="blas")
+    if torch:
+        torch.set_num_threads(n)
+
+
+def processor() -> str:
+    """Return the model name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that times depend on, by name."""
+    own = {"python": platform.python_version(), "fastgrad": fastgrad.__version__}
+    return own | {name: version(name) for name in PACKAGES}
+
+
+def describe(threads: int) -> str:
+    """Return one line: processor, cores, threads, system, versions."""
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return f"{processor()}, {cores()} cores, {threads} threads, {platform.system()}; {packages}"
