@@ -166,6 +166,20 @@ def test_every_digit_over_the_whole_float32_range(float32_range, kind, params):
     assert_close(dx, oracle(activation_backward, np.ones_like(x), x, kind, **params), row, magnitude=terms, label="dx")
 
 
+@pytest.mark.parametrize(("kind", "params"), CASES, ids=IDS)
+def test_every_digit_over_the_float64_range(kind, params):
+    # Not between 16 and 100, where the oracle's own exp of a rounded argument is off by more than 1e-13.
+    exponents = np.random.default_rng(8).uniform(2, 300, 5000)
+    signs = np.where(np.arange(5000) % 2, 1.0, -1.0)
+    x = np.concatenate([np.linspace(-16, 16, 20_001), signs * 10**exponents, signs * 10**-exponents])
+    with fastgrad.backend("cpu"):
+        y, dx = activation(x, kind, **params), activation_backward(np.ones_like(x), x, kind, **params)
+    row = operation(kind, "cpu")
+    assert_close(y, oracle(activation, x, kind, **params), row, magnitude=forward_terms(kind, x), label="y")
+    terms = derivative_terms(kind, x)
+    assert_close(dx, oracle(activation_backward, np.ones_like(x), x, kind, **params), row, magnitude=terms, label="dx")
+
+
 LIMITS = {  # kind -> f(-inf), f(inf), f'(-inf), f'(inf)
     "identity": (-np.inf, np.inf, 1, 1),
     "relu": (0, np.inf, 0, 1),

@@ -21,6 +21,7 @@ SIZES = [
     (7, 1, 3, 13),
     (2, 17, 5, 1),
     (3, 5, 33, 65),
+    (2, 70, 3, 129),
 ]
 NAMES = ("x", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 GRADIENTS = ("dx", "dh0", "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh")
