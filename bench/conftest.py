@@ -13,7 +13,7 @@ from typing import Any
 import machine
 import pytest
 from inputs import QUICK
-from turns import LONG_CALL, SPIN_DOWN
+from turns import SPIN_DOWN, calibrate
 from work import CONTESTANTS, TORCH, Work
 
 THREADS = int(os.environ.get("FASTGRAD_BENCH_THREADS") or machine.cores())
@@ -59,18 +59,7 @@ def race(benchmark: Any, contestant: str) -> Callable[..., None]:
         work = _work((build, args), lambda: build(*args))
         opponent = work.contestants[contestant]
         time.sleep(0.0 if QUICK else SPIN_DOWN)
-        seconds, overhead = [], 0.0
-        for _ in range(2):
-            start = time.perf_counter()
-            if opponent.before is not None:
-                opponent.before()
-            middle = time.perf_counter()
-            opponent.run()
-            seconds.append(time.perf_counter() - middle)
-            overhead = middle - start
-            if seconds[0] > LONG_CALL:
-                break
-        one = seconds[-1]
+        one, overhead = calibrate(opponent)
         # pytest-benchmark takes a setup for rounds of one call only.
         calls = 1 if opponent.before else max(1, min(1000, round(SHORTEST_ROUND / one)))
         rounds = int(min(max(SECONDS / (one * calls + overhead), ROUNDS[0]), ROUNDS[1]))

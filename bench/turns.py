@@ -64,6 +64,21 @@ def _timed(contestant: Contestant, calls: int) -> float:
     return total / calls
 
 
+def calibrate(contestant: Contestant) -> tuple[float, float]:
+    """Return the seconds of a call and of what goes before it: of a second call, where the first is a short one."""
+    seconds = before = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        if contestant.before is not None:
+            contestant.before()
+        middle = time.perf_counter()
+        contestant.run()
+        seconds, before = time.perf_counter() - middle, middle - start
+        if seconds > LONG_CALL:
+            break
+    return seconds, before
+
+
 def by_turns(
     contestants: Mapping[str, Contestant],
     *,
@@ -75,11 +90,11 @@ def by_turns(
     """Time each contestant once a turn, the order rotating from turn to turn.
 
     Args:
-        contestants: by name; warm (compiled, pages mapped) unless `calls` is None.
+        contestants: by name; they have run before: kernels are compiled and pages mapped.
         turns: how many, at least 1.
         pause: seconds of sleep ahead of each contestant; 0 turns it off.
-        calls: calls in a turn. None: as many as fill `seconds_per_turn`, told from a second call after a first that
-            warms up; short calls are then also made once, untimed, after each pause.
+        calls: calls in a turn. None: as many as fill `seconds_per_turn`; short calls are then also made once, untimed,
+            after each pause.
         seconds_per_turn: see `calls`.
 
     Raises:
@@ -94,8 +109,7 @@ def by_turns(
     try:
         if calls is None:
             for name, contestant in contestants.items():
-                _timed(contestant, 1)
-                one = _timed(contestant, 1)
+                one, _ = calibrate(contestant)
                 counts[name] = max(1, math.ceil(seconds_per_turn / one))
                 settle[name] = one < LONG_CALL
         names = list(contestants)
