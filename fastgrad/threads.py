@@ -9,8 +9,8 @@ def set_num_threads(n: int) -> None:
     """Set the number of threads of the CPU kernels, for every Python thread of this process.
 
     Args:
-        n: from 1 to the number that Numba started with: NUMBA_NUM_THREADS where that is set, else the processors that
-            this process may run on.
+        n: from 1 to the number that Numba started with, which is also the default: NUMBA_NUM_THREADS where that is set,
+            else the processors that this process may run on.
 
     Results don't depend on it, bit for bit. Numba's own setting for other code is left as it is.
 
@@ -33,7 +33,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return the number of threads that the CPU kernels use when called from this Python thread."""
+    """Return the number of threads that the CPU kernels use."""
     from fastgrad.kernels import runtime
 
     return runtime.num_threads()

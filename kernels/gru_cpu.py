@@ -30,7 +30,7 @@ from .recurrent_cpu import (
     copy_row,
     input_products,
     tasks_for,
-    weight_gradient,
+    weight_gradients,
     zero_row,
     zeroed_padding,
 )
@@ -362,16 +362,17 @@ def backward(
     flat = dgates.reshape(steps * batch, 3 * hidden)
     dx = empty(x.shape, dtype)
     matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
-    dweight_ih = weight_gradient(flat, x)
-    dweight_hh = empty(weight_hh.shape, dtype)
+    dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(weight_hh.shape, dtype)
     states = saved.h[1:] if saved.reverse else saved.h[:-1]
-    weight_gradient(flat[:, : 2 * hidden], states, dweight_hh[: 2 * hidden])
+    both, candidate = slice(None, 2 * hidden), slice(2 * hidden, None)
+    weight_gradients(flat[:, both], [x, states], [dweight_ih[both], dweight_hh[both]])
     if saved.reset_after:
         candidates = dinner.reshape(steps * batch, hidden)
-        weight_gradient(candidates, states, dweight_hh[2 * hidden :])
+        weight_gradients(flat[:, candidate], [x], [dweight_ih[candidate]])
+        weight_gradients(candidates, [states], [dweight_hh[candidate]])
     else:
-        candidates = flat[:, 2 * hidden :]
-        weight_gradient(candidates, saved.inner, dweight_hh[2 * hidden :])
+        candidates = flat[:, candidate]
+        weight_gradients(candidates, [x, saved.inner], [dweight_ih[candidate], dweight_hh[candidate]])
     dbias = np.empty((2, 3 * hidden), dtype)
     if saved.has_bias_ih or saved.has_bias_hh:
         column_sums(flat, dbias[0])

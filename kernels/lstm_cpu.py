@@ -32,7 +32,7 @@ from .recurrent_cpu import (
     copy_row,
     input_products,
     tasks_for,
-    weight_gradient,
+    weight_gradients,
     zero_row,
     zeroed_padding,
 )
@@ -259,8 +259,8 @@ def backward(
     flat = dgates.reshape(steps * batch, 4 * hidden)
     dx = empty(x.shape, dtype)
     matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
-    dweight_ih = weight_gradient(flat, x)
-    dweight_hh = weight_gradient(flat, saved.h[1:] if saved.reverse else saved.h[:-1])
+    dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
+    weight_gradients(flat, [x, saved.h[1:] if saved.reverse else saved.h[:-1]], [dweight_ih, dweight_hh])
     dbias = None
     if saved.has_bias:
         dbias = np.empty(4 * hidden, dtype)

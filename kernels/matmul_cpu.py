@@ -17,6 +17,7 @@ Flops: 2 M N K. Bytes: K N read and written for the packing, then M K + K N + 2 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -210,42 +211,42 @@ def _copy_column(m: Machine, source: Value, target: Value, rows: Value, groups: 
 
 @runtime.kernel
 def _product(dtype: np.dtype, packed: bool) -> Any:
-    """Compute a block of rows times a range of panels.
+    """Compute a block of rows times a range of panels, of one or more right operands.
 
-    pointers: a, a's stride, M, packed b, K, N, c, its stride, start, its stride, row blocks, panels per block, scratch,
-    scratch bytes per block, rows per block. If `packed`, a is the transpose of a row-major array, and is packed here.
+    pointers: a, a's stride, M, K, rows per block, row blocks, ranges of panels, scratch, scratch bytes per block, right
+    operands, then for each of those: packed b, N, c, its stride, start, its stride.
+    If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands.
     """
     multiply = rows_by_panels(dtype, packed)
     copy_column = traced(_copy_column, dtype, lanes(dtype))
     item, width = dtype.itemsize, panel_columns(dtype)
 
     def product(block, pointers):
-        a, a_stride, rows, b, k, n = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
-        c, c_stride, start, start_stride = pointers[6], pointers[7], pointers[8], pointers[9]
-        row_blocks, panels_per_block = pointers[10], pointers[11]
-        scratch = pointers[12] + block * pointers[13]
-        block_rows = pointers[14]
+        a_stride, rows, k, block_rows, row_blocks = pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
+        ranges, operands = pointers[6], pointers[9]
+        scratch = pointers[7] + block * pointers[8]
         row = block % row_blocks * block_rows
-        first_panel = block // row_blocks * panels_per_block
-        panels = min(panels_per_block, (n + width - 1) // width - first_panel)
+        part = block // row_blocks
         height = min(block_rows, rows - row)
         groups = (height + ROWS - 1) // ROWS
-        c += row * c_stride
-        start += row * start_stride
+        left = scratch if packed else pointers[0] + row * a_stride
         for k_first in range(0, k, DEPTH):
             k_last = min(k, k_first + DEPTH)
             if packed:
                 depth = k_last - k_first
                 for i in range(depth):
-                    column = a + (k_first + i) * a_stride + row * item
+                    column = pointers[0] + (k_first + i) * a_stride + row * item
                     copy_column(column, scratch + i * ROWS * item, height, groups, depth * ROWS * item)
-                left = scratch
-            else:
-                left = a + row * a_stride
-            multiply(
-                left, a_stride, height, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last
-            )
-            start, start_stride = c, c_stride
+            for operand in range(operands):
+                at = 10 + 6 * operand
+                b, n, c, c_stride = pointers[at], pointers[at + 1], pointers[at + 2], pointers[at + 3]
+                start, start_stride = (c, c_stride) if k_first else (pointers[at + 4], pointers[at + 5])
+                panels = (n + width - 1) // width
+                first_panel, last_panel = panels * part // ranges, panels * (part + 1) // ranges
+                multiply(
+                    left, a_stride, height, b, k, first_panel, last_panel - first_panel, n,
+                    c + row * c_stride, c_stride, start + row * start_stride, start_stride, k_first, k_last,
+                )  # fmt: skip
 
     return product
 
@@ -257,57 +258,64 @@ def _zeros(n: int, dtype: np.dtype) -> np.ndarray:
 
 def matmul(
     a: np.ndarray,
-    b: np.ndarray,
-    out: np.ndarray,
+    b: np.ndarray | Sequence[np.ndarray],
+    out: np.ndarray | Sequence[np.ndarray],
     bias: np.ndarray | None = None,
     accumulate: bool = False,
-    packed_b: np.ndarray | None = None,
 ) -> None:
     """Write a @ b + bias into out, or add a @ b to it.
 
     a (M, K), b (K, N) : row-major or transposed views of row-major arrays, any row stride, same dtype
     out (M, N) : rows adjacent in memory, no overlap with a and b
     bias (N,) : contiguous
-    packed_b : `pack(b)`, if the caller has it
+
+    Several b, each with its out, share one reading of a.
     """
-    dtype = out.dtype
-    (rows, k), n = a.shape, out.shape[1]
-    if rows == 0 or n == 0:
+    bs = [b] if isinstance(b, np.ndarray) else b
+    outs = [out] if isinstance(out, np.ndarray) else out
+    dtype = a.dtype
+    rows, k = a.shape
+    if rows == 0:
         return
     if k == 0:
         if not accumulate:
-            out[...] = 0 if bias is None else bias
+            for target in outs:
+                target[...] = 0 if bias is None else bias
         return
-    if packed_b is None:
-        packed_b = pack(b)
     transposed = a.strides[1] != a.itemsize and k > 1
     if transposed and a.strides[0] != a.itemsize and rows > 1:
         a, transposed = np.ascontiguousarray(a), False
-    a_stride = a.strides[1] if transposed else a.strides[0]
-    if accumulate:
-        start, start_stride = out, out.strides[0]
-    else:
-        start, start_stride = (_zeros(n, dtype) if bias is None else bias), 0
+    operands: list[int] = []
+    kept = []  # alive until the launch is over
+    columns = 0
+    for right, target in zip(bs, outs, strict=True):
+        n = target.shape[1]
+        if n == 0:
+            continue
+        packed_b = pack(right)
+        start = target if accumulate else _zeros(n, dtype) if bias is None else bias
+        strides = (target.strides[0], target.strides[0] if accumulate else 0)
+        addresses = [runtime.address(array) for array in (packed_b, target, start)]
+        operands += [addresses[0], n, addresses[1], strides[0], addresses[2], strides[1]]
+        kept += [packed_b, start]
+        columns += n
+    if not kept:
+        return
 
-    panels = -(-n // panel_columns(dtype))
     threads = runtime.num_threads()
-    work = rows * n * k
     # As many blocks for each thread, of equal size; rows too few for that are split by columns.
     row_blocks = threads * -(-rows // (threads * BLOCK_ROWS)) if rows >= threads * ROWS else -(-rows // ROWS)
     block_rows = -(-rows // row_blocks)
     row_blocks = -(-rows // block_rows)
-    splits = 1 if row_blocks >= threads else min(panels, -(-threads // row_blocks))
-    panels_per_block = -(-panels // splits)
-    blocks = row_blocks * -(-panels // panels_per_block)
+    ranges = -(-threads // row_blocks)
     scratch_bytes = -(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize if transposed else 0
     scratch_bytes = -(-scratch_bytes // 4096) * 4096  # no two threads in one page
-    scratch = empty(blocks * scratch_bytes, np.uint8)
+    scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8)
     pointers = np.array(
         [
-            runtime.address(a), a_stride, rows, runtime.address(packed_b), k, n,
-            runtime.address(out), out.strides[0], runtime.address(start), start_stride,
-            row_blocks, panels_per_block, runtime.address(scratch), scratch_bytes, block_rows,
+            runtime.address(a), a.strides[1] if transposed else a.strides[0], rows, k, block_rows, row_blocks, ranges,
+            runtime.address(scratch), scratch_bytes, len(kept) // 2, *operands,
         ],
         np.int64,
     )  # fmt: skip
-    runtime.run(_product(dtype, transposed), blocks, pointers, parallel=work > 2**17)
+    runtime.run(_product(dtype, transposed), row_blocks * ranges, pointers, parallel=rows * columns * k > 2**17)

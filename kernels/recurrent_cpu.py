@@ -47,9 +47,6 @@ def input_products(x: Array, weight_ih: Array, bias: Array | None) -> Array:
     return products.reshape(steps, batch, gates)
 
 
-def weight_gradient(dgates: Array, states: Array, out: Array | None = None) -> Array:
-    """Return dgates^T states over all steps: dgates (T B, G), states (T, B, N) contiguous, out (G, N)."""
-    if out is None:
-        out = empty((dgates.shape[1], states.shape[2]), dgates.dtype)
-    matmul(dgates.T, states.reshape(dgates.shape[0], states.shape[2]), out)
-    return out
+def weight_gradients(dgates: Array, inputs: list[Array], outs: list[Array]) -> None:
+    """Write dgates^T inputs over all steps: dgates (T B, G), inputs (T, B, N) contiguous, outs (G, N)."""
+    matmul(dgates.T, [x.reshape(dgates.shape[0], x.shape[2]) for x in inputs], outs)

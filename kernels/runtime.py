@@ -210,22 +210,26 @@ def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]
 # --- running
 
 
-def _run_parallel(address, blocks, pointers):
+def _run_parallel(address, blocks, pointers, threads):
+    # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
     for block in prange(blocks):
         _call_kernel(address, block, pointers)
+    numba.set_num_threads(before)
 
 
-def _run_serial(address, blocks, pointers):
+def _run_serial(address, blocks, pointers, threads):
     for block in range(blocks):
         _call_kernel(address, block, pointers)
 
 
 @functools.cache
-def _runner(parallel: bool) -> Callable[[int, int, int], None]:
+def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
     function = _run_parallel if parallel else _run_serial
     dispatcher = numba.njit(**INNER, parallel=parallel)(function)
     dispatcher._cache = _Cache(f"runtime.{function.__name__}")
-    dispatcher.compile(types.void(types.int64, types.int64, types.int64))
+    dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
     dispatcher.disable_compile()
     return dispatcher
 
@@ -252,7 +256,7 @@ if hasattr(os, "register_at_fork"):
     # OpenMP's pool does not survive a fork: using it there ends the process. The child computes on one thread instead.
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_threads: int | None = None  # chosen for the whole process; None leaves it to Numba's setting of each Python thread
+_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 
 def max_threads() -> int:
@@ -265,8 +269,8 @@ def set_num_threads(n: int) -> None:
 
 
 def num_threads() -> int:
-    """Return how many threads a parallel run uses in this Python thread."""
-    return 1 if _pool_lost else _threads or numba.get_num_threads()
+    """Return how many threads a parallel run uses."""
+    return 1 if _pool_lost else _threads
 
 
 def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True) -> None:
@@ -277,26 +281,15 @@ def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True
     """
     if blocks <= 0:
         return
-    arguments = (kernel.address, blocks, address(pointers))
-    if not parallel or blocks == 1 or num_threads() == 1:
+    threads = num_threads()
+    arguments = (kernel.address, blocks, address(pointers), threads)
+    if not parallel or blocks == 1 or threads == 1:
         _runner(False)(*arguments)
     elif _needs_lock():
         with _parallel_lock:
-            _run_threads(*arguments)
+            _runner(True)(*arguments)
     else:
-        _run_threads(*arguments)
-
-
-def _run_threads(*arguments: int) -> None:
-    before = numba.get_num_threads()
-    if _threads in (None, before):
         _runner(True)(*arguments)
-        return
-    numba.set_num_threads(_threads)
-    try:
-        _runner(True)(*arguments)
-    finally:
-        numba.set_num_threads(before)
 
 
 def address(array: np.ndarray) -> int:

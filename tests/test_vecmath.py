@@ -1,4 +1,4 @@
-"""The vector functions against float64 (for float32) and extended precision (for float64), in ulp, over all magnitudes."""
+"""The vector functions in ulp, against float64 (for float32) and extended precision (for float64)."""
 
 from __future__ import annotations
 
