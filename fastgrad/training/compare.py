@@ -10,6 +10,8 @@ from fastgrad.training.trainer import Trainer
 
 __all__ = ["Comparison", "compare"]
 
+PAUSE = 0.15
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -21,38 +23,40 @@ class Comparison:
     steps: int
 
     def __str__(self) -> str:
-        plural = "s" if self.steps > 1 else ""
         return (
             f"{self.cpu:,.0f} characters/s with fastgrad kernels, {self.reference:,.0f} with naive NumPy "
-            f"(--backend reference): {self.cpu / self.reference:.1f}x, medians of {self.turns} turns of "
-            f"{self.steps} step{plural} each"
+            f"(--backend reference): {self.cpu / self.reference:.1f}x, medians of {_count(self.turns, 'turn')} of "
+            f"{_count(self.steps, 'step')} each"
         )
 
 
-def compare(trainer: Trainer, turns: int = 5, steps: int = 10, seconds: float = 12.0) -> Comparison:
-    """Time copies of `trainer` on both backends by turns; fewer steps in a turn where `seconds` would not do.
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
-    The copies start from the same state and see the same text. Their first two steps are not counted: the first may
-    compile, the second tells how many steps fit.
+
+def compare(trainer: Trainer, turns: int = 5, steps: int = 10, seconds: float = 12.0) -> Comparison:
+    """Time copies of `trainer` on both backends by turns, in about `seconds`: fewer steps and turns where it must be.
+
+    The copies start from the same state and see the same text. The first step of each is not counted: it may compile.
     """
     racers = {backend: trainer.copy(backend) for backend in ("cpu", "reference")}
-    for racer in racers.values():
-        racer.train_step()
-    one = sum(_time(racer, 1) for racer in racers.values())
-    steps = max(1, min(steps, int(seconds / (turns * one))))
+    _time(racers["cpu"], 1)
+    deadline = time.perf_counter() + seconds
+    # Nothing compiles in the reference, so that its first step tells how many fit; the other takes half at most.
+    pair = 1.5 * _time(racers["reference"], 1)
+    steps = max(1, min(steps, int((deadline - time.perf_counter()) / (turns * pair))))
     times: dict[str, list[float]] = {backend: [] for backend in racers}
-    start = time.perf_counter()
-    for turn in range(turns):
-        # On a machine that others have made slow meanwhile, three turns have to do.
-        if turn >= 3 and time.perf_counter() - start > seconds:
-            turns = turn
+    for _ in range(turns):
+        if times["cpu"] and time.perf_counter() + steps * pair > deadline:
             break
         for backend, racer in racers.items():
+            # OpenBLAS's threads spin for some 110 ms behind a product, on the cores that the next turn is to have.
+            time.sleep(PAUSE)
             times[backend].append(_time(racer, steps))
     speeds = {
         backend: steps * trainer.characters_per_step / statistics.median(values) for backend, values in times.items()
     }
-    return Comparison(speeds["cpu"], speeds["reference"], turns, steps)
+    return Comparison(speeds["cpu"], speeds["reference"], len(times["cpu"]), steps)
 
 
 def _time(trainer: Trainer, steps: int) -> float:
