@@ -49,7 +49,11 @@ class Parameter:
 
 
 class Layer:
-    """What all layers share. A layer of your own assigns parameters and layers to attributes; they are found there."""
+    """What all layers share.
+
+    A layer of your own assigns parameters and layers to attributes, where they are found; in a list they are not: make a
+    Sequential of it.
+    """
 
     training: bool = True
 
@@ -112,10 +116,10 @@ class Layer:
                 f"state does not fit this {type(self).__name__}: missing {missing or 'nothing'}, "
                 f"unexpected {unexpected or 'nothing'}"
             )
-        values = {name: np.asarray(state[name]) for name in own}
+        values = {name: np.asarray(np.asarray(state[name]), own[name].data.dtype) for name in own}
         for name, value in values.items():
             if value.shape != own[name].data.shape:
-                raise ValueError(f"state[{name!r}] must have shape {own[name].data.shape}, got {value.shape}")
+                raise ValueError(f"state[{name!r}]: expected shape {own[name].data.shape}, got {value.shape}")
         for name, value in values.items():
             own[name].data[...] = value
 
