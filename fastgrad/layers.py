@@ -51,8 +51,8 @@ class Parameter:
 class Layer:
     """What all layers share.
 
-    A layer of your own assigns parameters and layers to attributes, where they are found; in a list they are not: make a
-    Sequential of it.
+    A layer of your own assigns parameters and layers to attributes, where they are found; in a list they are not: make
+    a Sequential of it.
     """
 
     training: bool = True
