@@ -39,12 +39,12 @@ def adam(name: str, clipped: bool) -> Work:
         if clipped:
             naive.clip_by_global_norm(hand_grads, MAX_NORM)
         naive.adam_step(hand[0], hand_grads, *hand[1:], step=next(hand_steps))
-        return hand[:2]
+        return hand
 
     def by_fastgrad() -> object:
         max_norm = MAX_NORM if clipped else None
         fastgrad.adam_step(own[0], own_grads, *own[1:], step=next(own_steps), max_norm=max_norm)
-        return own[:2]
+        return own
 
     by_torch = None
     if torch:
@@ -62,7 +62,7 @@ def adam(name: str, clipped: bool) -> Work:
             if clipped:
                 torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
             optimizer.step()
-            return [torchs, averages]
+            return [torchs, averages, squares]
 
     return Work(
         f"{'clip + ' if clipped else ''}adam_step {name}",

@@ -116,8 +116,10 @@ def adam_step(
 ) -> None:
     """Take Adam's step as its paper writes it, in place on params and state."""
     for p, g, m, v in zip(params, grads, exp_avg, exp_avg_sq, strict=True):
-        m[...] = beta1 * m + (1 - beta1) * g
-        v[...] = beta2 * v + (1 - beta2) * g**2
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
         m_hat = m / (1 - beta1**step)
         v_hat = v / (1 - beta2**step)
         p -= lr * m_hat / (np.sqrt(v_hat) + eps)
