@@ -266,7 +266,7 @@ def _backward_rows(kind: str, dtype: np.dtype, params: int, streaming: bool) -> 
                 m.store(dx + at, value, mask, streaming and mask is None)
                 m.store(sums + at, value if first else m.load(sums + at, mask) + value, mask)
 
-            m.over(0, columns, body)
+            m.over(0, columns, body, dx if streaming else None)
             if streaming:
                 m.fence()
 
@@ -317,8 +317,6 @@ def activation_backward(
         ],
         np.int64,
     )  # fmt: skip
-    # Rows start on a cache line only if their length is a multiple of one.
-    streaming = streaming and columns * x.itemsize % 64 == 0
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
     runtime.run(kernel, blocks, pointers, parallel=x.size > streams.PARALLEL_SIZE)
     bias_grad[...] = sums.sum(axis=0, dtype=np.float64)

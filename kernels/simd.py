@@ -147,6 +147,10 @@ class Machine:
         """Return a vector of one constant, rounded to the dtype."""
         return self.constant(self.vector, number)
 
+    def integer(self, number: Value | int) -> Value:
+        """Return an int64 scalar."""
+        return number if isinstance(number, Value) else Value(self, I64(number))
+
     def zero(self) -> Value:
         return self.full(0.0)
 
@@ -383,13 +387,29 @@ class Machine:
         with self.builder.if_then(condition.ir):
             body()
 
-    def over(self, first: Value | int, last: Value, body: Callable[[Value, Value | None], None]) -> None:
-        """Run body(index, mask) for each vector of elements first to last; mask is None but for a partial last one."""
+    def over(
+        self,
+        first: Value | int,
+        last: Value,
+        body: Callable[[Value, Value | None], None],
+        line_up: Value | None = None,
+    ) -> None:
+        """Run body(index, mask) for each vector of elements first to last; mask is None but for a partial one.
+
+        line_up : address of element 0 of the array whose whole vectors are to begin on cache lines
+        """
 
         def stateless(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
             body(index, mask)
             return []
 
+        first = self.integer(first)
+        if line_up is not None:
+            ahead = self.integer(0) - (self.at(line_up, first) & self.integer(CACHE_LINE - 1))
+            head = (ahead & self.integer(CACHE_LINE - 1)) // self.dtype.itemsize
+            head = self.choose(head < last - first, head, last - first)
+            self.when(head > 0, lambda: body(first, self.mask(head)))
+            first = first + head
         self.fold(first, last, [], stateless)
 
     def fold(
@@ -401,9 +421,8 @@ class Machine:
     ) -> list[Value]:
         """The same with state = body(index, mask, state); return the last state."""
         builder = self.builder
-        first = first if isinstance(first, Value) else Value(self, I64(first))
-        whole = last - Value(self, self.builder.srem((last - first).ir, I64(self.lanes)))
-
+        first = self.integer(first)
+        whole = last - Value(self, builder.srem((last - first).ir, I64(self.lanes)))
         state = self.loop(first, whole, self.lanes, state, lambda index, state: body(index, None, state))
         before, inside, after = builder.block, builder.append_basic_block("rest"), builder.append_basic_block("done")
         builder.cbranch(builder.icmp_signed("<", whole.ir, last.ir), inside, after)

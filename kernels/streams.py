@@ -67,7 +67,7 @@ def streams_kernel(
             for stream, value in zip(writes, formula(m, inputs, constants), strict=True):
                 m.store(bases[stream] + index * item, value, mask, streaming and mask is None)
 
-        m.over(first, last, body)
+        m.over(first, last, body, bases[writes[0]] if streaming else None)
         if streaming:
             m.fence()
 
@@ -118,6 +118,8 @@ class Table:
 
 
 def may_stream(out: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:
-    """Say whether an output is written faster past the caches: large, aligned, and none of the inputs."""
+    """Say whether an output is written faster past the caches: it is large, and none of the inputs."""
+    if out.nbytes < STREAMING_BYTES:
+        return False
     start = runtime.address(out)
-    return out.nbytes >= STREAMING_BYTES and start % 64 == 0 and all(runtime.address(a) != start for a in inputs)
+    return start % out.itemsize == 0 and all(runtime.address(a) != start for a in inputs)
