@@ -403,14 +403,15 @@ class Machine:
             body(index, mask)
             return []
 
-        first = self.integer(first)
+        begin = self.integer(first)
         if line_up is not None:
-            ahead = self.integer(0) - (self.at(line_up, first) & self.integer(CACHE_LINE - 1))
+            ahead = self.integer(0) - (self.at(line_up, begin) & self.integer(CACHE_LINE - 1))
             head = (ahead & self.integer(CACHE_LINE - 1)) // self.dtype.itemsize
-            head = self.choose(head < last - first, head, last - first)
-            self.when(head > 0, lambda: body(first, self.mask(head)))
-            first = first + head
-        self.fold(first, last, [], stateless)
+            head = self.choose(head < last - begin, head, last - begin)
+            self.when(head > 0, lambda: body(begin, self.mask(head)))
+            self.fold(begin + head, last, [], stateless)
+        else:
+            self.fold(begin, last, [], stateless)
 
     def fold(
         self,
