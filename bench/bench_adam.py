@@ -70,7 +70,8 @@ def adam(name: str, clipped: bool) -> Work:
         (32 if clipped else 28) * count(shapes),
         (15 if clipped else 12) * count(shapes),
         contestants(by_hand, by_fastgrad, by_torch, before),
-        rtol=1e-3 if clipped else 1e-5,  # the norm, which torch and NumPy sum in float32
+        # torch and NumPy sum the norm in float32: on 124 M gradients torch's is off by 8e-4, and squares by twice that.
+        rtol=5e-3 if clipped else 1e-5,
     )
 
 

@@ -112,10 +112,14 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
             column = panel * width
             b_panel = b + (panel * k + k_first) * width * item
             for group in range(groups):
-                # Even heights: 16 rows are two tiles of 8, not one of 12 and one of 4.
-                row = rows * group // groups
-                height = rows * (group + 1) // groups - row
-                a_tile = a + group * depth * ROWS * item if packed else a + row * a_stride + k_first * item
+                if packed:
+                    row = group * ROWS
+                    height = min(ROWS, rows - row)
+                    a_tile = a + row * depth * item
+                else:  # even heights: 16 rows are two tiles of 8, not one of 12 and one of 4
+                    row = rows * group // groups
+                    height = rows * (group + 1) // groups - row
+                    a_tile = a + row * a_stride + k_first * item
                 tile(
                     height,
                     a_tile,
@@ -196,17 +200,32 @@ def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True)
 # --- the product
 
 
-def _copy_column(m: Machine, source: Value, target: Value, rows: Value, groups: Value, group_bytes: Value) -> None:
-    """Spread one column of a (adjacent in memory) over the groups of rows."""
+def _pack_rows(m: Machine, source: Value, stride: Value, target: Value, rows: Value, depth: Value) -> None:
+    """Pack a block of a, whose columns are adjacent in memory, into groups of ROWS rows: [group][k][ROWS].
 
-    def copy(group: Value, row: list[Value]) -> list[Value]:
-        following = rows * (group + 1) // groups
+    Column by column: the memory is read in its order, and neighbours share a cache line.
+    """
+    groups = rows // ROWS
+    rest = rows - groups * ROWS
+    group_bytes = depth * (ROWS * m.dtype.itemsize)
+
+    def copy(source: Value, target: Value, count: Value) -> None:
         for first in range(0, ROWS, m.lanes):
-            mask = m.mask(following - row[0] - first)
-            m.store(m.at(target + group * group_bytes, first), m.load(m.at(source, row[0] + first), mask), mask)
-        return [following]
+            mask = m.mask(count - first)
+            m.store(m.at(target, first), m.load(m.at(source, first), mask), mask)
 
-    m.loop(0, groups, 1, [rows * 0], copy)
+    def column(k: Value, state: list[Value]) -> list[Value]:
+        here, there = source + stride * k, m.at(target, k * ROWS)
+
+        def group(g: Value, state: list[Value]) -> list[Value]:
+            copy(m.at(here, g * ROWS), there + group_bytes * g, m.integer(ROWS))
+            return []
+
+        m.loop(0, groups, 1, [], group)
+        m.when(rest > 0, lambda: copy(m.at(here, groups * ROWS), there + group_bytes * groups, rest))
+        return []
+
+    m.loop(0, depth, 1, [], column)
 
 
 @runtime.kernel
@@ -218,7 +237,7 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands.
     """
     multiply = rows_by_panels(dtype, packed)
-    copy_column = traced(_copy_column, dtype, lanes(dtype))
+    pack_rows = traced(_pack_rows, dtype, lanes(dtype))
     item, width = dtype.itemsize, panel_columns(dtype)
 
     def product(block, pointers):
@@ -228,15 +247,11 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
         row = block % row_blocks * block_rows
         part = block // row_blocks
         height = min(block_rows, rows - row)
-        groups = (height + ROWS - 1) // ROWS
         left = scratch if packed else pointers[0] + row * a_stride
         for k_first in range(0, k, DEPTH):
             k_last = min(k, k_first + DEPTH)
             if packed:
-                depth = k_last - k_first
-                for i in range(depth):
-                    column = pointers[0] + (k_first + i) * a_stride + row * item
-                    copy_column(column, scratch + i * ROWS * item, height, groups, depth * ROWS * item)
+                pack_rows(pointers[0] + k_first * a_stride + row * item, a_stride, scratch, height, k_last - k_first)
             for operand in range(operands):
                 at = 10 + 6 * operand
                 b, n, c, c_stride = pointers[at], pointers[at + 1], pointers[at + 2], pointers[at + 3]

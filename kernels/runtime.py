@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,10 @@ def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]
 
 # --- running
 
+# OpenMP's threads spin for some milliseconds between launches, and that is left so. Told to sleep after 0.2 to 1 ms
+# (GOMP_SPINCOUNT), a step of the trainer took as long on a quiet machine and a fifth less beside a busy process; but now
+# and then the scheduler then kept waking both threads on one core, where each launch waits for a whole spin.
+
 
 def _run_parallel(address, blocks, pointers, threads):
     # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
@@ -229,28 +233,9 @@ def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
     function = _run_parallel if parallel else _run_serial
     dispatcher = numba.njit(**INNER, parallel=parallel)(function)
     dispatcher._cache = _Cache(f"runtime.{function.__name__}")
-    with _short_spin():
-        dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
+    dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
     dispatcher.disable_compile()
     return dispatcher
-
-
-@contextlib.contextmanager
-def _short_spin() -> Iterator[None]:
-    """Have the OpenMP threads started inside sleep after some 0.1 ms without work, unless the user has decided.
-
-    By default they spin for milliseconds. On a machine with nothing else to do that gains nothing over this (17.3 ms a
-    step of the trainer either way); beside one busy process it costs a fifth (49 ms against 39), beside several more.
-    """
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    if any(name in os.environ for name in names):
-        yield
-        return
-    os.environ[names[0]] = "10000"
-    try:
-        yield
-    finally:
-        del os.environ[names[0]]  # read once, as the threads start; other libraries keep their own default
 
 
 _parallel_lock = threading.Lock()
