@@ -262,7 +262,7 @@ def _backward_rows(kind: str, dtype: np.dtype, params: int, streaming: bool) -> 
 
             def body(index: Value, mask: Value | None) -> None:
                 at = index * item
-                value = m.load(dy + at, mask) * derivative(m, m.load(x + at, mask), *constants)
+                value = m.load_ahead(dy + at, mask) * derivative(m, m.load_ahead(x + at, mask), *constants)
                 m.store(dx + at, value, mask, streaming and mask is None)
                 m.store(sums + at, value if first else m.load(sums + at, mask) + value, mask)
 

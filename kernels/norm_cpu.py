@@ -51,7 +51,7 @@ def _reduction(
             factor = sums.splat(m.load_double(factor_address))
 
         def body(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
-            value = m.load(base + index * dtype.itemsize, mask)
+            value = m.load_ahead(base + index * dtype.itemsize, mask)
             return [step(sums, state[0], m.convert(value, wide), factor)]
 
         (total,) = m.fold(first, last, [sums.zero()], body)

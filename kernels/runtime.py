@@ -210,8 +210,8 @@ def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]
 # --- running
 
 # OpenMP's threads spin for some milliseconds between launches, and that is left so. Told to sleep after 0.2 to 1 ms
-# (GOMP_SPINCOUNT), a step of the trainer took as long on a quiet machine and a fifth less beside a busy process; but now
-# and then the scheduler kept waking both threads on one core, where each launch waits for a whole spin.
+# (GOMP_SPINCOUNT), a step of the trainer took as long on a quiet machine and a fifth less beside a busy process; but
+# now and then the scheduler kept waking both threads on one core, where each launch waits for a whole spin.
 
 
 def _run_parallel(address, blocks, pointers, threads):

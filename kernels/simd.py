@@ -31,6 +31,9 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
 CACHE_LINE = 64
 STREAM_BYTES = 256  # taken of one array before turning to the next
+# GELU backward of 16.8 M elements: 7.7 ms without, 5.6 with; Adam of 33.5 M parameters is a little faster too, but at
+# 1024 a third slower.
+PREFETCH_BYTES = 2048
 
 
 class Value:
@@ -251,9 +254,17 @@ class Machine:
         """Order streaming stores before whatever follows."""
         self.builder.fence("seq_cst")
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for the cache line at `address` to be brought near; any address is allowed."""
-        self._call("llvm.prefetch.p0", ir.VoidType(), [self._pointer(address), I32(0), I32(3), I32(1)])
+    def prefetch(self, address: Value, size: int = CACHE_LINE) -> None:
+        """Ask for the cache lines of `size` bytes at `address` to be brought near; any address is allowed."""
+        for line in range(0, size, CACHE_LINE):
+            arguments = [self._pointer(address + line), I32(0), I32(3), I32(1)]
+            self._call("llvm.prefetch.p0", ir.VoidType(), arguments)
+
+    def load_ahead(self, address: Value, mask: Value | None = None) -> Value:
+        """Load a vector of a long stream, and ask for what lies PREFETCH_BYTES further on."""
+        if mask is None:
+            self.prefetch(address + PREFETCH_BYTES, self.lanes * self.dtype.itemsize)
+        return self.load(address, mask)
 
     # --- functions
 
