@@ -12,7 +12,7 @@ TRAIN ?= --overwrite $(ARGS)
 # What of the tests the wheel has to pass too: imports, kernels, layers, the command line.
 WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py
 
-.PHONY: train test check bench wheel clean
+.PHONY: train test check bench bench-setup wheel clean
 
 train: $(VENV)/.installed
 	$(BIN)/fastgrad train $(TRAIN)
@@ -27,6 +27,8 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench $(ARGS)
+
+bench-setup: $(VENV)/.installed-bench
 
 # The tests run on the installed wheel, from a temporary folder: nothing of the checkout is importable there.
 wheel: $(VENV)/.installed-dev
