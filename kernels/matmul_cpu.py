@@ -20,7 +20,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 
@@ -31,7 +30,7 @@ from .simd import Machine, Value, traced
 
 VECTOR_BYTES = 64
 # 32 vector registers of 64 bytes hold a tile of 12 x 2 vectors, two of b and one of a; 16 of 32 bytes hold 6 x 2.
-ROWS, VECTORS = (12, 2) if llvm.get_host_cpu_features().get("avx512f") else (6, 1)
+ROWS, VECTORS = (12, 2) if "+avx512f" in runtime.target()[2] else (6, 1)
 DEPTH = 384  # KC: a panel of 384 x 32 floats is 48 KB; 256 and 512 were 2 to 5 % slower over the shapes of the trainer
 BLOCK_ROWS = 8 * ROWS  # rows of one task: its packed part of a stays in a second-level cache
 

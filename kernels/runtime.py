@@ -15,6 +15,7 @@ else in a private folder under the temporary one; where nothing can be written, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -23,7 +24,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,24 @@ def peek(typingctx, address, index):
     return types.int64(types.int64, types.int64), generate
 
 
+@intrinsic
+def poke(typingctx, address, index, value):
+    """Write int64 number `index` of the table at `address`."""
+
+    def generate(context, builder, signature, values):
+        table = builder.inttoptr(values[0], ir.PointerType())
+        builder.store(values[2], builder.gep(table, [values[1]], source_etype=ir.IntType(64)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
 # --- compile cache
+
+
+def target() -> tuple[str, str, str]:
+    """Return the triple, the name and the features of the processor that Numba compiles for."""
+    return numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
 
 
 @functools.cache
@@ -79,8 +97,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    target = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
-    digest.update(repr((target, numba.__version__, llvmlite.__version__, np.__version__, sys.version)).encode())
+    digest.update(repr((target(), numba.__version__, llvmlite.__version__, np.__version__, sys.version)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -228,14 +245,18 @@ def _run_serial(address, blocks, pointers, threads):
         _call_kernel(address, block, pointers)
 
 
-@functools.cache
-def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
-    function = _run_parallel if parallel else _run_serial
+def _compiled(function: Callable[..., None], parallel: bool) -> Callable[[int, int, int, int], None]:
+    """Compile a function of four int64 for calls from Python."""
     dispatcher = numba.njit(**INNER, parallel=parallel)(function)
     dispatcher._cache = _Cache(f"runtime.{function.__name__}")
     dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
     dispatcher.disable_compile()
     return dispatcher
+
+
+@functools.cache
+def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
+    return _compiled(_run_parallel if parallel else _run_serial, parallel)
 
 
 _parallel_lock = threading.Lock()
@@ -296,6 +317,46 @@ def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True
         _runner(True)(*arguments)
 
 
+# --- addresses
+
+# The pointer to an array's elements follows the object header in NumPy's public struct, where every compiled extension
+# reads it (PyArray_DATA): 0.15 us against 0.8 for __array_interface__, and one launch for a whole list.
+_HEADER = object.__basicsize__
+
+
+def _readable() -> bool:
+    probe = np.empty(3)
+    if sys.implementation.name != "cpython":
+        return False
+    return ctypes.c_ssize_t.from_address(id(probe) + _HEADER).value == probe.__array_interface__["data"][0]
+
+
+_DIRECT = _readable()
+
+
 def address(array: np.ndarray) -> int:
     """Return the address of an array's first element."""
+    if _DIRECT:
+        return ctypes.c_ssize_t.from_address(id(array) + _HEADER).value
     return array.__array_interface__["data"][0]
+
+
+def _read_addresses(objects, header, count, out):
+    for i in range(count):
+        poke(out, i, peek(peek(objects, i) + header, 0))
+
+
+@functools.cache
+def _address_reader() -> Callable[[int, int, int, int], None]:
+    return _compiled(_read_addresses, parallel=False)
+
+
+def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the addresses of the first elements of many arrays, int64 (len(arrays),)."""
+    count = len(arrays)
+    if not _DIRECT or count < 8:
+        return np.fromiter(map(address, arrays), np.int64, count)
+    objects = np.fromiter(map(id, arrays), np.int64, count)
+    out = np.empty(count, np.int64)
+    _address_reader()(address(objects), _HEADER, count, address(out))
+    return out

@@ -92,7 +92,7 @@ class Table:
 
     def __init__(self, lists: Sequence[Sequence[np.ndarray]]):
         self.tensors = len(lists[0])
-        self.addresses = np.array([[runtime.address(a) for a in arrays] for arrays in lists], np.int64)
+        self.addresses = runtime.addresses([a for arrays in lists for a in arrays])
         self.sizes = np.array([a.size for a in lists[0]], np.int64)
         self.starts = np.zeros(self.tensors + 1, np.int64)
         np.cumsum(-(-self.sizes // BLOCK), out=self.starts[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -178,3 +179,29 @@ def test_arrays_are_distinct():
     for k, array in enumerate(arrays):
         array[...] = k
     assert [float(a.max()) for a in arrays] == [0, 1, 2, 3, 4]
+
+
+# --- other processors
+
+COMPARED = """
+import numpy as np, fastgrad
+rng = np.random.default_rng(0)
+x, w, u = (rng.standard_normal(s).astype(np.float32) for s in ((5, 13, 17), (4 * 33, 17), (4 * 33, 33)))
+def results():
+    y, _, saved = fastgrad.lstm(x, None, None, w, u)
+    return [y, *fastgrad.lstm_backward(y, None, None, saved)[:5], fastgrad.activation_backward(x, x, "gelu")]
+ours = results()
+with fastgrad.backend("reference"):
+    exact = results()
+for a, b in zip(ours, exact, strict=True):
+    assert np.allclose(a, b, rtol=1e-4, atol=1e-5), abs(a - b).max()
+print("same")
+"""
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="processors of the x86-64 family")
+@pytest.mark.parametrize(("name", "features"), [("haswell", "+avx2,+fma"), ("generic", "")], ids=["avx2", "sse2"])
+def test_code_for_lesser_processors(name, features):
+    """Tiles and vectors are chosen by the processor; what is chosen without AVX-512, or even AVX, must work too."""
+    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    assert run(COMPARED, PACKAGE.parent, **environment) == "same"

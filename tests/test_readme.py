@@ -1,0 +1,49 @@
+"""The README's Python examples run as they stand, and what it promises of files and commands is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not part of an installation")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_single_kernels():
+    example = blocks("python")[0]
+    rng = np.random.default_rng(0)
+    T, B, H = 5, 3, 4  # the inputs have H entries too: one x serves all examples
+    shapes = {"x": (T, B, H), "dy": (T, B, H), "db": (H,)}
+    shapes |= {"w_ih": (4 * H, H), "w_hh": (4 * H, H), "b_ih": (4 * H,), "b_hh": (4 * H,)}
+    names = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    params = [rng.standard_normal(shape) for shape in ((3, 4), (7,))]
+    names |= {"params": params, "list_of_grads": [10 * p for p in params], "t": 1}
+    names |= {name: [np.zeros_like(p) for p in params] for name in "mv"}
+    before = [p.copy() for p in params]
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["norm"] > 1 and names["dx"].shape == (T, B, H) == names["grads"].dx.shape
+    assert all((p != old).all() for p, old in zip(params, before, strict=True))
+
+
+def test_layers():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 3, 64), dtype=np.float32)
+    names = {"x": x, "targets": rng.integers(0, 100, (5, 3))}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    assert not names["report"].skipped and names["report"].grad_norm > 0
+
+
+def test_named_commands_and_files_exist():
+    text = README.read_text(encoding="utf-8")
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake ([a-z-]+)\b", text)) - {"and"}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    for name in set(re.findall(r"`((?:bench|kernels|tests|fastgrad)/[\w/.]*)`", text)):
+        assert (README.parent / name).exists(), name
