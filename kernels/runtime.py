@@ -101,12 +101,13 @@ def source_hash() -> str:
     return digest.hexdigest()[:32]
 
 
-def _usable(folder: Path) -> bool:
-    """Create `folder`, private to this user, and say whether files can be written into it."""
+def _usable(root: Path, folder: Path) -> bool:
+    """Create `folder` below `root`, private to this user, and say whether files can be written into it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-            return False  # code is loaded from here: never from another user's folder
+        for path in (root, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+                return False  # code is loaded from here: never from what another user can replace
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
@@ -124,7 +125,7 @@ def cache_folder() -> Path | None:
         roots = [Path(home) / "fastgrad", Path(tempfile.gettempdir()) / f"fastgrad-{user}"]
     for root in roots:
         folder = root / source_hash()
-        if _usable(folder):
+        if _usable(root, folder):
             _prune(root, folder)
             return folder
     return None
