@@ -67,15 +67,11 @@ def _give_back(raw: np.ndarray) -> None:
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an uninitialised C-contiguous array that starts on a cache line."""
+    """Return an uninitialised C-contiguous array; one of SMALLEST bytes or more starts on a cache line."""
     dtype = np.dtype(dtype)
-    count = shape if isinstance(shape, int) else math.prod(shape)
-    size = count * dtype.itemsize
+    size = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
     if size < SMALLEST:
-        raw = np.empty(size + ALIGNMENT, np.uint8)
-        skip = -raw.__array_interface__["data"][0] % ALIGNMENT
-    else:
-        block = _take(-(-size // 4096) * 4096)
-        address = block.__array_interface__["data"][0]
-        raw, skip = np.asarray(_Block(block, address + -address % ALIGNMENT, size)), 0
-    return raw[skip : skip + size].view(dtype).reshape(shape)
+        return np.empty(shape, dtype)
+    block = _take(-(-size // 4096) * 4096)
+    address = block.__array_interface__["data"][0]
+    return np.asarray(_Block(block, address + -address % ALIGNMENT, size)).view(dtype).reshape(shape)

