@@ -171,7 +171,7 @@ class _Cache:
         checksum, payload = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
         if hashlib.sha256(payload).digest() != checksum:
             return None  # damaged: compile anew, and replace it
-        target_context.refresh()
+        target_context.refresh()  # defines the symbols that the code may refer to
         return CompileResult._rebuild(target_context, *pickle.loads(payload))
 
     def save_overload(self, signature: object, result: Any) -> None:
@@ -232,31 +232,27 @@ def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]
 # now and then the scheduler kept waking both threads on one core, where each launch waits for a whole spin.
 
 
-def _run_parallel(address, blocks, pointers, threads):
-    # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
+def _run_parallel(address, blocks, pointers):
     for block in prange(blocks):
         _call_kernel(address, block, pointers)
-    numba.set_num_threads(before)
 
 
-def _run_serial(address, blocks, pointers, threads):
+def _run_serial(address, blocks, pointers):
     for block in range(blocks):
         _call_kernel(address, block, pointers)
 
 
-def _compiled(function: Callable[..., None], parallel: bool) -> Callable[[int, int, int, int], None]:
-    """Compile a function of four int64 for calls from Python."""
+def _compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
+    """Compile a function of int64 arguments for calls from Python."""
     dispatcher = numba.njit(**INNER, parallel=parallel)(function)
     dispatcher._cache = _Cache(f"runtime.{function.__name__}")
-    dispatcher.compile(types.void(types.int64, types.int64, types.int64, types.int64))
+    dispatcher.compile(types.void(*[types.int64] * function.__code__.co_argcount))
     dispatcher.disable_compile()
     return dispatcher
 
 
 @functools.cache
-def _runner(parallel: bool) -> Callable[[int, int, int, int], None]:
+def _runner(parallel: bool) -> Callable[[int, int, int], None]:
     return _compiled(_run_parallel if parallel else _run_serial, parallel)
 
 
@@ -308,14 +304,27 @@ def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True
     if blocks <= 0:
         return
     threads = num_threads()
-    arguments = (kernel.address, blocks, address(pointers), threads)
+    arguments = (kernel.address, blocks, address(pointers))
     if not parallel or blocks == 1 or threads == 1:
         _runner(False)(*arguments)
     elif _needs_lock():
         with _parallel_lock:
-            _runner(True)(*arguments)
+            _run_threads(threads, *arguments)
     else:
+        _run_threads(threads, *arguments)
+
+
+def _run_threads(threads: int, *arguments: int) -> None:
+    before = numba.get_num_threads()
+    if before == threads:
         _runner(True)(*arguments)
+        return
+    # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
+    numba.set_num_threads(threads)
+    try:
+        _runner(True)(*arguments)
+    finally:
+        numba.set_num_threads(before)
 
 
 # --- addresses
@@ -348,7 +357,7 @@ def _read_addresses(objects, header, count, out):
 
 
 @functools.cache
-def _address_reader() -> Callable[[int, int, int, int], None]:
+def _address_reader() -> Callable[..., None]:
     return _compiled(_read_addresses, parallel=False)
 
 
