@@ -133,3 +133,18 @@ def sgd_step(
         b *= momentum
         b += g
         p -= lr * b
+
+
+def rmsprop_step(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    square_avg: Sequence[Array],
+    lr: float = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+) -> None:
+    """Take an RMSprop step, in place on params and averages."""
+    for p, g, v in zip(params, grads, square_avg, strict=True):
+        v *= alpha
+        v += (1 - alpha) * (g * g)
+        p -= lr * g / (np.sqrt(v) + eps)

@@ -24,11 +24,11 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
-from fastgrad.steps import adam_step, sgd_step
+from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
     from fastgrad import init, layers
-    from fastgrad.optim import SGD, Adam, AdamW
+    from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "RMSprop",
     "activation",
     "activation_backward",
     "adam_step",
@@ -60,6 +61,7 @@ __all__ = [
     "prelu",
     "prelu_backward",
     "reorder_gates",
+    "rmsprop_step",
     "set_backend",
     "set_num_threads",
     "sgd_step",
@@ -71,6 +73,7 @@ _LAZY_MODULES = {"init", "layers"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
+    "RMSprop": "optim",
     "SGD": "optim",
     "set_num_threads": "threads",
 }

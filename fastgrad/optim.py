@@ -1,4 +1,4 @@
-"""Optimizers: the state behind `adam_step` and `sgd_step`, clipping inside the update, and steps that refuse NaN.
+"""Optimizers: the state behind `adam_step`, `sgd_step` and `rmsprop_step`, clipping inside the update, refusal of NaN.
 
 One step reads the gradients twice and never writes them: once for the global norm over all groups, once in the update,
 which applies the clip coefficient as it goes. Each group is one kernel launch, however many tensors it holds.
@@ -17,7 +17,7 @@ from fastgrad._checks import FLOATS, TensorGroups, number
 from fastgrad._dispatch import kernels, wrong_array
 from fastgrad.layers import Parameter
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "StepReport"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -257,12 +257,15 @@ class Optimizer:
         return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
 
     def _launch(self, kernel: Any, indices: list[int], grads: list[Array], keys: Sequence[str], *args: Any) -> None:
-        """Call `kernel`(params, grads, state lists of `keys`, *args), writing back to parameters that are strided."""
+        """Call `kernel`(params, grads, one list or None for each of _state_arrays, *args) with the states of `keys`.
+
+        What it writes goes back to parameters that are strided.
+        """
         params = [self._data(index) for index in indices]
         states = [(key, [self._state[index][key] for index in indices], True) for key in keys]
         checked = TensorGroups(("params", params, True), ("grads", grads, False), *states)
-        missing = [None] * (len(self._state_arrays) - len(keys))
-        kernel(*checked.lists, *missing, *args)
+        lists = dict(zip(keys, checked.lists[2:], strict=True))
+        kernel(*checked.lists[:2], *(lists.get(key) for key in self._state_arrays), *args)
         checked.write_back()
 
 
@@ -320,6 +323,63 @@ class SGD(Optimizer):
             if chosen:
                 args = (lr, momentum, dampening, bool(group["nesterov"]), decay, bool(group["maximize"]), scale)
                 self._launch(kernel, chosen, [gradients[index] for index in chosen], keys, *args)
+
+
+class RMSprop(Optimizer):
+    """RMSprop, as torch.optim.RMSprop.
+
+    g = grad + weight_decay * p;  v = alpha * v + (1 - alpha) * g^2;  a = alpha * a + (1 - alpha) * g
+    b = momentum * b + g / (sqrt(v) + eps), with v - a^2 in place of v if centered;  p -= lr * b
+    Tieleman & Hinton, Lecture 6.5: RMSProp, 2012; Graves, Generating Sequences With Recurrent Neural Networks, 2013
+    (centered).
+    """
+
+    _state_arrays = ("square_avg", "momentum_buffer", "grad_avg")
+    _state_entries = ("step", "square_avg")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "skip",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key in ("lr", "eps", "weight_decay", "momentum"):
+            number(key, group[key], 0.0)
+        number("alpha", group["alpha"], 0.0, 1.0)
+
+    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
+        used = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
+        keys = [key for key in self._state_arrays if used[key]]
+        for index in indices:
+            state = self._state[index]
+            for key in keys:
+                if key not in state:
+                    state[key] = np.zeros_like(self._data(index), order="C")
+        kernel = kernels("rmsprop", grads[0]).rmsprop_step
+        args = map(float, (group[key] for key in ("lr", "alpha", "eps", "weight_decay", "momentum")))
+        self._launch(kernel, indices, grads, keys, *args, bool(group["maximize"]), scale)
+        for index in indices:
+            self._state[index]["step"] = self._state[index].get("step", 0) + 1
 
 
 class Adam(Optimizer):

@@ -215,3 +215,103 @@ def sgd_step(
         )
         groups.write_back()
     return norm
+
+
+def rmsprop_step(
+    params: Arrays,
+    grads: Arrays,
+    square_avg: Arrays,
+    momentum_buffer: Arrays | None = None,
+    grad_avg: Arrays | None = None,
+    *,
+    lr: float = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    grad_scale: float | None = None,
+    max_norm: float | None = None,
+) -> Array | None:
+    """Make one RMSprop step in place on params and state (Tieleman and Hinton, 2012), with clipping in the same pass.
+
+    In the dtype of the arrays:
+
+        g = grad c / grad_scale,  sign flipped if maximize;  c = min(1, max_norm / (norm + 1e-6)), 1 without max_norm
+        g = g + weight_decay p
+        v = alpha v + (1 - alpha) g^2
+        a = alpha a + (1 - alpha) g                          with centered (Graves, 2013)
+        d = sqrt(max(v - a^2, 0)) + eps with centered,  sqrt(v) + eps without
+        b = momentum b + g / d,   p = p - lr b               with momentum_buffer
+        p = p - lr g / d                                     without
+
+    which is torch.optim.RMSprop, except that rounding may take torch's v - a^2 below 0 and its parameters to NaN.
+
+    A gradient that is not finite reaches its entry of params and state; with max_norm as in `adam_step`.
+
+    Args:
+        params: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+        grads: gradients, the shapes of params; read only, also when they are clipped.
+        square_avg: v, the shapes of params, zeros before the first step; changed in place.
+        momentum_buffer: b, the shapes of params, zeros before the first step; changed in place. Needed where momentum
+            is not 0.
+        grad_avg: a, the shapes of params, zeros before the first step; changed in place. Needed with centered; without
+            it is neither read nor changed.
+        lr: learning rate, at least 0.
+        alpha: decay rate of v and a, in [0, 1].
+        eps: at least 0.
+        momentum: at least 0.
+        centered: divide by the root of the variance of the gradient instead of that of its mean square.
+        weight_decay: at least 0.
+        maximize: climb instead of descend.
+        grad_scale: factor that the gradients carry (loss scaling), above 0; they are divided by it. None: 1.
+        max_norm: clip to this global l2 norm, at least 0; the norm is taken of the gradients divided by grad_scale.
+
+    Returns:
+        With max_norm the norm before clipping, 0-d float64 array; None without.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number has a
+            wrong type.
+        ValueError: lengths or shapes differ, a number is out of its range, momentum without a buffer, centered without
+            grad_avg, a changed array is read-only or overlaps another array of the call.
+    """
+    lr = number("lr", lr, 0.0)
+    alpha = number("alpha", alpha, 0.0, 1.0)
+    eps = number("eps", eps, 0.0)
+    momentum = number("momentum", momentum, 0.0)
+    weight_decay = number("weight_decay", weight_decay, 0.0)
+    if momentum_buffer is None and momentum != 0:
+        raise ValueError(f"momentum_buffer: momentum = {momentum} needs one array of zeros per parameter, got None")
+    if grad_avg is None and centered:
+        raise ValueError("grad_avg: centered needs one array of zeros per parameter, got None")
+    given = [
+        ("params", tensor_list("params", params), True),
+        ("grads", tensor_list("grads", grads), False),
+        ("square_avg", tensor_list("square_avg", square_avg), True),
+    ]
+    if momentum_buffer is not None:
+        given.append(("momentum_buffer", tensor_list("momentum_buffer", momentum_buffer), True))
+    if grad_avg is not None and centered:
+        given.append(("grad_avg", tensor_list("grad_avg", grad_avg), True))
+    groups = TensorGroups(*given)
+    p, g, v = groups.lists[:3]
+    scale, norm = _gradient_scale(g, grad_scale, max_norm)
+    if p:
+        kernels("rmsprop", p[0]).rmsprop_step(
+            p,
+            g,
+            v,
+            groups.lists[3] if momentum_buffer is not None else None,
+            groups.lists[-1] if centered else None,
+            lr,
+            alpha,
+            eps,
+            weight_decay,
+            momentum,
+            bool(maximize),
+            scale,
+        )
+        groups.write_back()
+    return norm

@@ -159,14 +159,14 @@ SKIPPED_OPTIMIZERS = {
 
 @cases("optim")
 def test_optimizer(backend, dtype, case):
-    if case["algo"] == "rmsprop":
-        pytest.skip(f"{case['id']}: fastgrad has no RMSprop yet")
     for feature in case.get("features", []):
-        pytest.skip(f"{case['id']}: {SKIPPED_OPTIMIZERS[feature]}")
+        if feature != "square_avg_init_1":
+            pytest.skip(f"{case['id']}: {SKIPPED_OPTIMIZERS[feature]}")
     hyper = dict(case["hyper"])
     every = case.get("accumulation_steps", 1)
     t = np.array(case["t0"], dtype=dtype)
     m, v, u, mean = np.zeros_like(t), np.zeros_like(t), np.zeros_like(t), np.zeros_like(t)
+    v += hyper.get("square_avg_init", 0.0)
     expected = dict(zip(case["expected"]["steps"], case["expected"]["values"], strict=True))
     updates = 0
     for step in range(1, max(expected) + 1):
@@ -180,6 +180,8 @@ def test_optimizer(backend, dtype, case):
                                   nesterov=hyper["nesterov"] and hyper["momentum"] > 0,
                                   weight_decay=hyper["weight_decay"],
                                   dampening=hyper.get("dampening", 0.0) if updates > 1 else 0.0)  # fmt: skip
+            elif case["algo"] == "rmsprop":
+                rmsprop_step(t, mean, v, m, u, hyper)
             else:
                 eps = float(hyper["eps"])
                 if hyper["eps_mode"] == "keras":
@@ -193,6 +195,21 @@ def test_optimizer(backend, dtype, case):
             check(t, {**case, "expected": {"values": expected[step]}}, "values", dtype)
     for name, state in case.get("expected_state", {}).items():
         check({"m": m, "v": v}[name], {**case, "expected": {name: state}}, name, dtype)
+
+
+def rmsprop_step(t, grad, square, buffer, mean, hyper):
+    """Take the step of `hyper`, also in forms other than torch's, which a caller makes in a line each."""
+    eps, decay, inside_sqrt = hyper["eps"], hyper["weight_decay"], hyper["eps_mode"] == "inside_sqrt"
+    if hyper.get("decoupled"):
+        t *= 1 - hyper["lr"] * decay
+        decay = 0.0
+    if inside_sqrt:
+        square += eps / hyper["alpha"]
+    fastgrad.rmsprop_step(t, grad, square, buffer, mean, lr=hyper["lr"], alpha=hyper["alpha"],
+                          eps=0.0 if inside_sqrt else eps, weight_decay=decay,
+                          momentum=hyper["momentum"], centered=hyper["centered"])  # fmt: skip
+    if inside_sqrt:
+        square -= eps
 
 
 def arrayed(constant):

@@ -10,7 +10,7 @@ from support import random
 from tolerances import assert_close
 
 from fastgrad.layers import Parameter
-from fastgrad.optim import SGD, Adam, AdamW, StepReport
+from fastgrad.optim import SGD, Adam, AdamW, RMSprop, StepReport
 
 SHAPES = [(5, 3), (7,), (2, 3, 4), (1,), (0,)]
 STEPS = 12
@@ -20,6 +20,11 @@ CASES = [
     (SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "maximize": True}),
     (SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
+    (RMSprop, {"lr": 0.05}),
+    (RMSprop, {"lr": 0.05, "weight_decay": 0.1, "alpha": 0.9, "eps": 1e-6, "maximize": True}),
+    (RMSprop, {"lr": 0.05, "momentum": 0.9}),
+    (RMSprop, {"lr": 0.05, "centered": True, "weight_decay": 0.1}),
+    (RMSprop, {"lr": 0.05, "momentum": 0.8, "centered": True}),
     (Adam, {"lr": 0.05}),
     (Adam, {"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.99), "eps": 1e-6}),
     (Adam, {"lr": 0.05, "amsgrad": True, "weight_decay": 0.1}),
@@ -101,7 +106,7 @@ def test_missing_gradients_are_left_out_as_in_torch(backend, optimizer, options)
 
 def test_defaults_are_torchs():
     torch = pytest.importorskip("torch")
-    for optimizer in (SGD, Adam, AdamW):
+    for optimizer in (SGD, RMSprop, Adam, AdamW):
         theirs = getattr(torch.optim, optimizer.__name__)([torch.zeros(1)]).param_groups[0]
         mine = dict(optimizer([np.zeros(1)]).param_groups[0])
         del mine["params"]
@@ -135,7 +140,10 @@ def poisoned(value, at=1):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("make", [lambda p, **o: Adam(p, **o), lambda p, **o: SGD(p, 0.1, momentum=0.9, **o)])
+@pytest.mark.parametrize("make", [
+    lambda p, **o: Adam(p, **o), lambda p, **o: SGD(p, 0.1, momentum=0.9, **o),
+    lambda p, **o: RMSprop(p, momentum=0.9, centered=True, **o),
+])  # fmt: skip
 def test_nonfinite_skip_changes_nothing(backend, make, value):
     params = starts(np.float32)
     optimizer = make(params, max_norm=1.0)
@@ -288,6 +296,9 @@ ERRORS = [
     (lambda: Adam([P], betas=0.9), ValueError, "betas: expected two"),
     (lambda: Adam([P], nonfinite="ignore"), ValueError, "nonfinite.*'skip'.*'ignore'"),
     (lambda: Adam([P], max_norm=-1.0), ValueError, "max_norm"),
+    (lambda: RMSprop([P], alpha=1.5), ValueError, "alpha: expected a finite number >= 0 and <= 1, got 1.5"),
+    (lambda: RMSprop([P], momentum=-0.1), ValueError, "momentum"),
+    (lambda: RMSprop([P], eps=math.nan), ValueError, "eps"),
     (lambda: SGD([P], nesterov=True), ValueError, "nesterov: needs momentum"),
     (lambda: SGD([{"params": [P], "beta": 1}]), ValueError, r"unknown entries \['beta'\]"),
     (lambda: SGD([{"lr": 1}]), ValueError, "no entry 'params'"),

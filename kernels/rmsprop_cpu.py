@@ -1,0 +1,72 @@
+"""One RMSprop step over any list of tensors in one launch (Tieleman and Hinton, 2012; centered: Graves, 2013), with
+momentum as in torch.
+
+    g = scale * grad  (sign flipped to maximize) + wd p
+    v = alpha v + (1 - alpha) g^2
+    a = alpha a + (1 - alpha) g
+    d = sqrt(max(v - a^2, 0)) + eps  centered;  sqrt(v) + eps  otherwise
+    b = momentum b + g / d
+    p = p - lr b  with momentum;  p - lr g / d  without
+
+Bytes: 20 a parameter in float32 (read p, g, v; write p, v), 8 more with momentum and 8 more centered. The coefficient
+of gradient clipping is part of `scale`: gradients are read, never rewritten.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import runtime
+from .simd import Machine, Value
+from .streams import Table, streams_kernel
+
+PARAM, GRAD, SQUARE = range(3)  # streams; the buffer and the mean follow where there are any
+
+
+@runtime.kernel
+def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool) -> Any:
+    def rmsprop(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
+        p, g, square, *rest = inputs
+        scale, lr, alpha, rest_alpha, eps, weight_decay, mu = scalars
+        g = g * scale
+        if decay:
+            g = m.fma(p, weight_decay, g)
+        square = m.fma(square, alpha, g * (g * rest_alpha))
+        variance, state = square, []
+        if centered:
+            mean = m.fma(rest[-1], alpha, g * rest_alpha)
+            # Rounding takes the variance of a constant gradient below 0, where a square root would be NaN.
+            variance = m.maximum(m.fma(-mean, mean, square), 0.0)
+            state = [mean]
+        d = m.sqrt(variance) + eps
+        if not momentum:
+            return (p - lr * g / d, square, *state)
+        b = m.fma(rest[0], mu, g / d)
+        return (m.fma(-b, lr, p), square, b, *state)
+
+    state = tuple(range(SQUARE, SQUARE + 1 + momentum + centered))
+    return streams_kernel(rmsprop, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=7)
+
+
+def rmsprop_step(
+    params: list[np.ndarray],
+    grads: list[np.ndarray],
+    square_avg: list[np.ndarray],
+    momentum_buffer: list[np.ndarray] | None,
+    grad_avg: list[np.ndarray] | None,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    maximize: bool,
+    scale: float,
+) -> None:
+    """Update params and state in place; grads are only read. grad_avg given is centered."""
+    if not params:
+        return
+    kernel = _step(params[0].dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0)
+    lists = [params, grads, square_avg, *(state for state in (momentum_buffer, grad_avg) if state is not None)]
+    Table(lists).run(kernel, (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum))
