@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastgrad._dispatch import backend, get_backend, set_backend
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
 from fastgrad.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
+from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import mse, softmax_cross_entropy
 from fastgrad.recurrent import (
     gru,
@@ -45,6 +46,8 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
+    "geglu",
+    "geglu_backward",
     "get_backend",
     "global_norm",
     "gru",
@@ -66,6 +69,8 @@ __all__ = [
     "set_num_threads",
     "sgd_step",
     "softmax_cross_entropy",
+    "swiglu",
+    "swiglu_backward",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
