@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastgrad._checks import Array, finish, float_array, float_array_like, output
+import numpy as np
+
+from fastgrad._checks import FLOATS, Array, finish, float_array, float_array_like, output
 from fastgrad._dispatch import kernels
 from fastgrad._memory import empty
 
@@ -16,9 +18,33 @@ class GLUGradients(NamedTuple):
     dup: Array
 
 
-def _glu(kind: str, gate: Array, up: Array, out: Array | None) -> Array:
+def _plain(*arrays: Any) -> bool:
+    # Whether a few look-ups show that all is well: of a call on 64 elements with out they save 3 us in 9. Distinct
+    # arrays that own their memory can't overlap. What this does not pass is examined, and may still be right.
+    first = arrays[0]
+    if type(first) is not np.ndarray or first.dtype not in FLOATS:
+        return False
+    dtype, shape = first.dtype, first.shape
+    for a in arrays:
+        if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shape:
+            return False
+        if a.base is not None or not a.flags.carray:
+            return False
+    return True
+
+
+def _contiguous(gate: Array, up: Array, *dy: Array) -> list[Array]:
+    if _plain(gate, up, *dy):
+        return [gate, up, *dy]
     g = float_array("gate", gate)
-    u = float_array_like("up", up, "gate", g)
+    return [g, float_array_like("up", up, "gate", g), *(float_array_like("dy", d, "gate", g) for d in dy)]
+
+
+def _glu(kind: str, gate: Array, up: Array, out: Array | None) -> Array:
+    if out is not None and _plain(gate, up, out):
+        kernels("glu", gate).glu(gate, up, kind, out)
+        return out
+    g, u = _contiguous(gate, up)
     if out is None:
         y = empty(g.shape, g.dtype)
     else:
@@ -28,9 +54,10 @@ def _glu(kind: str, gate: Array, up: Array, out: Array | None) -> Array:
 
 
 def _glu_backward(kind: str, dy: Array, gate: Array, up: Array, out: Any) -> GLUGradients:
-    g = float_array("gate", gate)
-    u = float_array_like("up", up, "gate", g)
-    d = float_array_like("dy", dy, "gate", g)
+    if type(out) is tuple and len(out) == 2 and out[0] is not out[1] and _plain(gate, up, dy, *out):
+        kernels("glu", gate).glu_backward(dy, gate, up, kind, *out)
+        return GLUGradients(*out)
+    g, u, d = _contiguous(gate, up, dy)
     if out is None:
         gradients = GLUGradients(empty(g.shape, g.dtype), empty(g.shape, g.dtype))
         kernels("glu", g).glu_backward(d, g, u, kind, *gradients)
