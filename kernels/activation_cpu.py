@@ -11,7 +11,6 @@ Sums over rows have a fixed order: ROWS rows at a time in the array's dtype, the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,10 @@ from . import runtime, streams, vecmath
 from .simd import Machine, Value, traced
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
-GELU_TANH = 2.0 * math.sqrt(2.0 / math.pi)  # twice the argument of tanh is x (GELU_TANH + GELU_TANH_CUBIC x^2)
-GELU_TANH_CUBIC = GELU_TANH * 0.044715
+# 2 sqrt(2 / pi) and 0.044715 of it, to more digits than a double has: z = x (GELU_TANH + GELU_TANH_CUBIC x^2) is twice
+# the argument of tanh.
+GELU_TANH = (1.5957691216057308, -9.96930880911092e-17)
+GELU_TANH_CUBIC = (0.07135481627260025, -6.175149918155315e-19)
 ROWS = 64  # rows summed in the array's dtype before the double sum takes over
 
 Function = Callable[..., Value]
@@ -32,7 +33,7 @@ Function = Callable[..., Value]
 
 def _clamp(m: Machine, x: Value) -> Value:
     """Clamp x where a factor exp(-|x|) has long been 0, so that it meets no infinity."""
-    return m.minimum(m.maximum(x, -1000.0), 1000.0)
+    return m.minimum(m.maximum(x, vecmath.lowest(m)), -vecmath.lowest(m))
 
 
 def _nan_or(m: Machine, x: Value, value: Value) -> Value:
@@ -57,7 +58,7 @@ def _elu(m: Machine, x: Value, alpha: Value | float) -> Value:
 
 
 def _elu_derivative(m: Machine, x: Value, alpha: Value | float) -> Value:
-    return m.select(x > 0.0, 1.0, vecmath.exp(m, m.minimum(x, 0.0)) * alpha)
+    return m.select(x > 0.0, 1.0, vecmath.exp_negative(m, m.minimum(x, 0.0)) * alpha)
 
 
 def _celu(m: Machine, x: Value, alpha: Value) -> Value:
@@ -65,7 +66,7 @@ def _celu(m: Machine, x: Value, alpha: Value) -> Value:
 
 
 def _celu_derivative(m: Machine, x: Value, alpha: Value) -> Value:
-    return m.select(x > 0.0, 1.0, vecmath.exp(m, m.minimum(x / alpha, 0.0)))
+    return m.select(x > 0.0, 1.0, vecmath.exp_negative(m, m.minimum(x / alpha, 0.0)))
 
 
 def _gelu_tail(m: Machine, x: Value) -> Value:
@@ -75,106 +76,129 @@ def _gelu_tail(m: Machine, x: Value) -> Value:
 
 def _gelu(m: Machine, x: Value) -> Value:
     t = _gelu_tail(m, x)
-    e, scale = vecmath.exp_half_square(m, t)
-    tail = t * vecmath.normal_tail(m, t) * e * scale
+    e, e_low = vecmath.decay_half_square(m, t)
+    tail = t * vecmath.normal_tail(m, t)
+    tail = m.fma(tail, e, tail * e_low) * vecmath.shrunk(m)
     return m.select(x < 0.0, -tail, x - tail)
 
 
 def _gelu_derivative(m: Machine, x: Value) -> Value:
     t = _gelu_tail(m, x)
-    e, scale = vecmath.exp_half_square(m, t)
-    tail = vecmath.normal_tail_slope(m, t) * e * scale
+    e, e_low = vecmath.decay_half_square(m, t)
+    tail = vecmath.normal_tail_slope(m, t)
+    tail = m.fma(tail, e, tail * e_low) * vecmath.shrunk(m)
     return m.select(x < 0.0, tail, 1.0 - tail)
 
 
-def _gelu_tanh_argument(m: Machine, x: Value) -> tuple[Value, Value, Value, Value]:
-    """Return x where the tails are not yet 0, x^2, and the two factors of exp(-|z|), for gelu_tanh = x sigmoid(z).
+def _decay(m: Machine, x: Value) -> tuple[Value, Value]:
+    """`vecmath.decay` of -|x|, for any x."""
+    return vecmath.decay(m, m.maximum(-m.abs(x), vecmath.lowest(m)))
 
-    z is carried in two parts: its rounding error alone would cost |z| ulp.
+
+def _of_sign(m: Machine, negative: Value, e: Value) -> tuple[Value, Value]:
+    """Return q = exp(-|x|) for the e of `decay`, and the factor that a result with e in its numerator lacks."""
+    shrunk = vecmath.shrunk(m)
+    return e * shrunk, m.select(negative, shrunk, 1.0)
+
+
+def _gelu_tanh_argument(m: Machine, x: Value) -> tuple[Value, Value, Value, Value, Value]:
+    """Return x where the tails are not yet 0, z for gelu_tanh = x sigmoid(z), and c for z = a x + c x, two parts each.
+
+    The rounding error of z alone would cost |z| ulp.
     """
-    limit = 12.5 if vecmath.single(m) else 23.0
+    limit = 11.0 if vecmath.single(m) else 23.0
     x = m.minimum(m.maximum(x, -limit), limit)
-
-    def two_parts(number: float) -> tuple[float, float]:
-        high = float(m.dtype.type(number))
-        return high, number - high
-
-    (a, a_low), (b, b_low) = two_parts(GELU_TANH), two_parts(GELU_TANH_CUBIC)
+    # z = x w, w = a + b x^2. The high part of a has so few bits that c = w - a is exact whatever w is.
+    unit = 2.0**-20 if vecmath.single(m) else 2.0**-47
+    a, b = round(GELU_TANH[0] / unit) * unit, float(m.dtype.type(GELU_TANH_CUBIC[0]))
+    a_low, b_low = GELU_TANH[0] - a + GELU_TANH[1], GELU_TANH_CUBIC[0] - b + GELU_TANH_CUBIC[1]
     square = x * x
-    square_low = m.fma(x, x, -square)
-    cubic = square * b
-    cubic_low = m.fma(square, b_low, m.fma(square_low, b, m.fma(square, b, -cubic)))
-    # The two terms added with their rounding error (Knuth, The Art of Computer Programming, 4.2.2).
-    w = cubic + a
-    rest = w - cubic
-    w_low = (cubic - (w - rest)) + (a - rest) + cubic_low + a_low
+    w = m.fma(square, b, m.full(a))
+    c = w - a
+    c_low = m.fma(square, b, -c) + m.fma(m.fma(x, x, -square), b, square * b_low)
     z = x * w
-    z_low = m.fma(x, w_low, m.fma(x, w, -z))
-    e, scale = vecmath.exp_parts(m, -m.abs(z))
-    return x, square, m.fma(e, m.select(x < 0.0, z_low, -z_low), e), scale
-
-
-def _times_sigmoid(m: Machine, x: Value, factor: Value, e: Value, scale: Value) -> Value:
-    """Return factor sigmoid(z) given e scale = exp(-|z|), z of the sign of x; a subnormal e costs no digits."""
-    negative = x < 0.0
-    return m.select(negative, factor * e, factor) / m.fma(e, scale, m.full(1.0)) * m.select(negative, scale, 1.0)
-
-
-def _times_sigmoid_derivative(m: Machine, x: Value, factor: Value, e: Value, scale: Value) -> Value:
-    """Return sigmoid(z) + factor sigmoid(z) sigmoid(-z), given the same."""
-    negative = x < 0.0
-    d = m.fma(e, scale, m.full(1.0))
-    inner = m.select(negative, factor, factor * (e * scale)) / d + 1.0
-    return m.select(negative, inner * e, inner) / d * m.select(negative, scale, 1.0)
+    return x, z, m.fma(x, c_low + a_low, m.fma(x, w, -z)), c, c_low
 
 
 def _gelu_tanh(m: Machine, x: Value) -> Value:
-    clipped, _, e, scale = _gelu_tanh_argument(m, x)
-    return _times_sigmoid(m, x, m.select(x < 0.0, clipped, x), e, scale)
+    clipped, z, z_low, _, _ = _gelu_tanh_argument(m, x)
+    negative = x < 0.0
+    e, _ = vecmath.decay(m, -m.abs(z), m.select(negative, z_low, -z_low))
+    q, scale = _of_sign(m, negative, e)
+    return m.select(negative, clipped * e, x) / (q + 1.0) * scale
 
 
 def _gelu_tanh_derivative(m: Machine, x: Value) -> Value:
-    x, square, e, scale = _gelu_tanh_argument(m, x)
-    slope = m.fma(square, 3.0 * GELU_TANH_CUBIC, m.full(GELU_TANH))
-    return _times_sigmoid_derivative(m, x, x * slope, e, scale)
+    # f' = (1 + q + h) q / (1 + q)^2 for x < 0, (1 + q + h q) / (1 + q)^2 else, with h = x z' = z + 2 c x. The former
+    # crosses zero: there 1 + z + q is exact, and what was rounded off its terms is put back: e_low with q at the
+    # crossing, where it matters, and with about what the quotient feels of it elsewhere.
+    negative = x < 0.0
+    x, z, z_low, c, c_low = _gelu_tanh_argument(m, x)
+    twice = x + x
+    e, e_low = vecmath.decay(m, -m.abs(z), m.select(negative, z_low, -z_low))
+    q, scale = _of_sign(m, negative, e)
+    first = z + 1.0
+    total = first + q
+    below = m.fma(twice, c, m.fma(twice, c_low, z_low) + ((first - total) + q)) + total
+    above = m.fma(q, m.fma(twice, c, z), q + 1.0)
+    numerator = m.select(negative, m.fma(below, e, m.fma(below, 0.5, q) * e_low), above)
+    return numerator / m.fma(q, q + 2.0, m.full(1.0)) * scale
 
 
 def _silu(m: Machine, x: Value) -> Value:
-    return _times_sigmoid(m, x, m.maximum(x, -1000.0), *vecmath.exp_parts(m, -m.abs(x)))
+    negative = x < 0.0
+    e, _ = _decay(m, x)
+    q, scale = _of_sign(m, negative, e)
+    return m.select(negative, m.maximum(x, vecmath.lowest(m)) * e, x) / (q + 1.0) * scale
 
 
 def _silu_derivative(m: Machine, x: Value) -> Value:
-    return _times_sigmoid_derivative(m, x, _clamp(m, x), *vecmath.exp_parts(m, -m.abs(x)))
-
-
-def _mish_parts(m: Machine, x: Value) -> tuple[Value, Value, Value, Value, Value]:
-    """Return e, scale with e scale = q = exp(-|x|), and q, p, d: tanh(softplus(x)) is p / d, or q p / d for x < 0."""
-    e, scale = vecmath.exp_parts(m, -m.abs(x))
-    q = e * scale
+    # With q = exp(-|x|): (1 + x + q) q / (1 + q)^2 for x < 0, which crosses zero where 1 + x + q is exact, and what was
+    # rounded off q is put back; (1 + q + x q) / (1 + q)^2 else.
     negative = x < 0.0
-    p = m.select(negative, q + 2.0, m.fma(q, 2.0, m.full(1.0)))
-    return e, scale, q, p, m.select(negative, m.fma(q, p, m.full(2.0)), m.fma(q, q + q, p))
+    e, e_low = _decay(m, x)
+    x = _clamp(m, x)
+    q, scale = _of_sign(m, negative, e)
+    below = (x + 1.0) + q
+    numerator = m.select(negative, m.fma(below, e, m.fma(below, 0.5, q) * e_low), m.fma(x, q, q + 1.0))
+    return numerator / m.fma(q, q + 2.0, m.full(1.0)) * scale
 
 
 def _mish(m: Machine, x: Value) -> Value:
-    e, scale, _, p, d = _mish_parts(m, x)
+    # tanh(softplus(x)) = y (y + 2) / (y (y + 2) + 2) with y = exp(x), for x < 0; (2 y + 2) / (the same) with
+    # y = 2 exp(-x) else.
     negative = x < 0.0
-    y = m.maximum(x, -1000.0) * (p / d)
-    return m.select(negative, y * e * scale, y)
+    e, e_low = _decay(m, x)
+    q, scale = _of_sign(m, negative, e)
+    y = m.select(negative, q, q + q)
+    p = y + 2.0
+    tanh = m.select(negative, m.fma(p, e, p * e_low), p + y) / m.fma(y, p, m.full(2.0))
+    return m.maximum(x, vecmath.lowest(m)) * tanh * scale
 
 
 def _mish_derivative(m: Machine, x: Value) -> Value:
-    x = _clamp(m, x)
-    e, scale, q, p, d = _mish_parts(m, x)
+    # With the same y and d = (y^2 + 2 y + 2)^2. For x >= 0: (4 + 8 y + y^2 (6 + 2 y + 4 x + 2 x y)) / d. For x < 0:
+    # (y^3 + 4 y^2 + 6 y + 4 + 4 x (1 + y)) y / d, whose factor crosses zero where 4 + 4 x + 2.5 y and 3.5 + 4 x + 4 y
+    # are small and therefore exact. What was rounded off the factor and off y is put back, the latter with a straight
+    # line for what the quotient feels of it: the factor plus (9 - 16.5 y) y.
     negative = x < 0.0
-    k = (q + 1.0) * m.select(negative, 1.0, q * q)
-    y = m.fma(x * 4.0, k, p * d) / (d * d)
-    return m.select(negative, y * e * scale, y)
+    e, e_low = _decay(m, x)
+    x = _clamp(m, x)
+    q, scale = _of_sign(m, negative, e)
+    y = m.select(negative, q, q + q)
+    a = m.fma(x, 4.0, m.full(4.0))
+    large, small = m.fma(q, 2.5, a), m.fma(q, q, m.fma(q, 4.0, a - 0.5))
+    below = m.fma(q, small, large)
+    rest = m.fma(q, small, large - below)
+    rest = m.fma(rest, e, m.fma(q, m.fma(q, -16.5, m.full(9.0)), below) * e_low)
+    above = m.fma(y, m.fma(y, m.fma(y, a * 0.5, a + 2.0), m.full(8.0)), m.full(4.0))
+    numerator = m.select(negative, m.fma(below, e, rest), above)
+    return numerator / m.poly(y, 1.0, 4.0, 8.0, 8.0, 4.0) * scale
 
 
 def _softplus(m: Machine, x: Value, beta: Value | None = None) -> Value:
     z = x if beta is None else x * beta
-    y = m.maximum(z, 0.0) + vecmath.log1p_unit(m, vecmath.exp(m, -m.abs(z)))
+    y = m.maximum(z, 0.0) + vecmath.log1p_unit(m, vecmath.exp_negative(m, -m.abs(z)))
     return y if beta is None else y / beta
 
 
@@ -217,7 +241,9 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
         lambda m, x: m.select(
             x > 0.0, x * SELU_SCALE, vecmath.expm1_negative(m, m.minimum(x, 0.0)) * (SELU_SCALE * SELU_ALPHA)
         ),
-        lambda m, x: m.select(x > 0.0, SELU_SCALE, vecmath.exp(m, m.minimum(x, 0.0)) * (SELU_SCALE * SELU_ALPHA)),
+        lambda m, x: m.select(
+            x > 0.0, SELU_SCALE, vecmath.exp_negative(m, m.minimum(x, 0.0)) * (SELU_SCALE * SELU_ALPHA)
+        ),
     ),
     "gelu": (_gelu, _gelu_derivative),
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_derivative),

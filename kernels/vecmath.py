@@ -63,42 +63,72 @@ def single(m: Machine) -> bool:
     return m.dtype == np.float32
 
 
+def _reduce(m: Machine, x: Value, x_low: Value | None = None, offset: int | None = None) -> tuple[Value, Value]:
+    """Return r, |r| <= ln(2) / 2, where x + x_low = n ln 2 + r, and n as integers; 2**(n + offset) if one is given.
+
+    A number so large that its last bit counts ones rounds to an integer as it is added, and leaves it in its low bits.
+    """
+    bias, shift = (127, 23) if single(m) else (1023, 52)
+    high, low = LN2_F32 if single(m) else LN2_F64
+    large = 1.5 * 2.0**shift + (0 if offset is None else bias + offset)
+    sum_ = m.fma(x, LOG2_E, m.full(large))
+    n = sum_ - large
+    r = m.fma(n, -high, x)
+    r = m.fma(n, -low, r) if x_low is None else r + m.fma(n, -low, x_low)
+    if offset is None:
+        return r, m.to_bits(sum_) - m.to_bits(m.full(large))
+    return r, m.from_bits(m.shift_left(m.to_bits(sum_), shift))
+
+
 def _power_of_two(m: Machine, exponent: Value) -> Value:
     """Return 2**exponent for an integer vector within the range of normal numbers."""
     bias, shift = (127, 23) if single(m) else (1023, 52)
     return m.from_bits(m.shift_left(exponent + bias, shift))
 
 
-def _reduce(m: Machine, x: Value) -> tuple[Value, Value]:
-    """Return integral n and r with x = n ln 2 + r, |r| <= ln(2) / 2."""
-    high, low = LN2_F32 if single(m) else LN2_F64
-    n = m.rint(x * LOG2_E)
-    return n, m.fma(n, -low, m.fma(n, -high, x))
-
-
-def exp_parts(m: Machine, x: Value) -> tuple[Value, Value]:
-    """Return e**x as two factors, normal numbers both: multiply a subnormal result up before its digits are lost."""
-    # Low enough that the product is 0 even with |x| as a factor.
-    lowest, highest = (-150.0, 89.0) if single(m) else (-1000.0, 710.0)
-    n, r = _reduce(m, m.minimum(m.maximum(x, lowest), highest))
-    e = m.fma(r * r, m.poly(r, *(EXP_F32 if single(m) else EXP_F64)), r) + 1.0
-    exponent = m.to_int(n)
-    half = m.shift_right(exponent, 1)
-    return e * _power_of_two(m, half), _power_of_two(m, exponent - half)
+def _exp_less_one(m: Machine, r: Value) -> Value:
+    """e**r - 1 for |r| <= ln(2) / 2."""
+    return m.fma(r * r, m.poly(r, *(EXP_F32 if single(m) else EXP_F64)), r)
 
 
 def exp(m: Machine, x: Value) -> Value:
     """e**x, within 1 ulp; results below the normal range are rounded once, overflow gives inf."""
-    e, scale = exp_parts(m, x)
-    return e * scale
+    lowest, highest = (-104.0, 89.0) if single(m) else (-746.0, 710.0)
+    r, n = _reduce(m, m.minimum(m.maximum(x, lowest), highest))
+    half = m.shift_right(n, 1)
+    return (_exp_less_one(m, r) + 1.0) * _power_of_two(m, half) * _power_of_two(m, n - half)
+
+
+def shrunk(m: Machine) -> float:
+    """Return the power of two that goes with the results of `decay`."""
+    return 2.0**-64 if single(m) else 2.0**-512
+
+
+def lowest(m: Machine) -> float:
+    """Return the least argument of `decay`; past it even x**3 e**x rounds to 0."""
+    return -125.0 if single(m) else -1000.0
+
+
+def decay(m: Machine, x: Value, x_low: Value | None = None) -> tuple[Value, Value]:
+    """Return e and its rounding error for lowest(m) <= x <= 0: (e + error) shrunk(m) = e**(x + x_low).
+
+    Multiply by e first and by shrunk(m) last: a subnormal e**x has fewer digits than a product with it.
+    """
+    r, scale = _reduce(m, x, x_low, offset=64 if single(m) else 512)
+    small = _exp_less_one(m, r)
+    e = small + 1.0
+    return e * scale, (small - (e - 1.0)) * scale
+
+
+def exp_negative(m: Machine, x: Value) -> Value:
+    """e**x for x <= 0, within 1 ulp; results below the normal range are rounded once."""
+    return decay(m, m.maximum(x, lowest(m)))[0] * shrunk(m)
 
 
 def expm1_negative(m: Machine, x: Value) -> Value:
     """e**x - 1 for x <= 0, within 2 ulp."""
-    n, r = _reduce(m, m.maximum(x, -20.0 if single(m) else -40.0))
-    small = m.fma(r * r, m.poly(r, *(EXP_F32 if single(m) else EXP_F64)), r)
-    scale = _power_of_two(m, m.to_int(n))
-    return m.fma(scale, small, scale - 1.0)
+    r, scale = _reduce(m, m.maximum(x, -20.0 if single(m) else -40.0), offset=0)
+    return m.fma(scale, _exp_less_one(m, r), scale - 1.0)
 
 
 def log1p_unit(m: Machine, x: Value) -> Value:
@@ -111,15 +141,20 @@ def log1p_unit(m: Machine, x: Value) -> Value:
 
 def sigmoid(m: Machine, x: Value) -> Value:
     """1 / (1 + e**-x), within 3 ulp, also where it is close to 0."""
-    e = exp(m, -m.abs(x))
+    e = exp_negative(m, -m.abs(x))
     return m.select(x < 0.0, e, 1.0) / (e + 1.0)
 
 
+def _over_square(m: Machine, x: Value, factor: float) -> Value:
+    """Return factor q / (1 + q)**2 for q = e**x, x <= 0 and a power of two."""
+    e, _ = decay(m, m.maximum(x, lowest(m)))
+    q = e * shrunk(m)
+    return e / m.fma(q, q + 2.0, m.full(1.0)) * (factor * shrunk(m))
+
+
 def sigmoid_derivative(m: Machine, x: Value) -> Value:
-    """sigmoid(x) sigmoid(-x), within 4 ulp, also in the tails."""
-    e, scale = exp_parts(m, -m.abs(x))
-    d = m.fma(e, scale, m.full(1.0))
-    return e / (d * d) * scale
+    """sigmoid(x) sigmoid(-x), within 3 ulp, also in the tails."""
+    return _over_square(m, -m.abs(x), 1.0)
 
 
 def tanh(m: Machine, x: Value) -> Value:
@@ -129,26 +164,25 @@ def tanh(m: Machine, x: Value) -> Value:
 
 
 def tanh_derivative(m: Machine, x: Value) -> Value:
-    """1 / cosh(x)**2 = 4 e / (1 + e)**2 with e = e**(-2|x|), within 4 ulp, also where tanh(x) rounds to 1."""
-    e, scale = exp_parts(m, m.abs(x) * -2.0)
-    d = m.fma(e, scale, m.full(1.0))
-    return (e * 4.0) / (d * d) * scale
+    """1 / cosh(x)**2 = 4 q / (1 + q)**2 with q = e**(-2|x|), within 3 ulp, also where tanh(x) rounds to 1."""
+    return _over_square(m, m.abs(x) * -2.0, 4.0)
 
 
-def exp_half_square(m: Machine, t: Value) -> tuple[Value, Value]:
-    """Return exp(-t**2 / 2) as two factors. The rounding error of t**2 is put back: it would cost |t**2| / 2 ulp."""
-    square = t * t
-    e, scale = exp_parts(m, square * -0.5)
-    return m.fma(e, m.fma(t, t, -square) * -0.5, e), scale
+def decay_half_square(m: Machine, t: Value) -> tuple[Value, Value]:
+    """`decay` of -t**2 / 2. The rounding error of t**2 is put back: it would cost |t**2| / 2 ulp."""
+    half = t * -0.5
+    square = t * half
+    return decay(m, square, m.fma(t, half, -square))
 
 
 def normal_tail(m: Machine, t: Value) -> Value:
-    """Phi(-t) exp(t**2 / 2) of the normal distribution for 0 <= t <= 15 (float32) or 40 (float64), within 4 ulp."""
+    """Phi(-t) exp(t**2 / 2) of the normal distribution for 0 <= t <= 15 (float32) or 40 (float64), within 3 ulp."""
     k, coefficients = (3.0, TAIL_F32) if single(m) else (4.0, TAIL_F64)
     d = t + k
     q = m.full(1.0) / d
-    q = m.fma(q, m.fma(-q, d, m.full(1.0)) - q * (t - (d - k)), q)  # the rounding of d and of the quotient put back
-    return m.poly(m.fma(q, -2.0 * k, m.full(1.0)), *coefficients) * q
+    q_low = q * (m.fma(-q, d, m.full(1.0)) - q * (t - (d - k)))  # what d and the quotient were rounded by
+    p = m.poly(m.fma(q_low, -2.0 * k, m.fma(q, -2.0 * k, m.full(1.0))), *coefficients)
+    return m.fma(p, q, p * q_low)
 
 
 def normal_tail_slope(m: Machine, t: Value) -> Value:
