@@ -140,7 +140,7 @@ def _gelu_tanh_derivative(m: Machine, x: Value) -> Value:
     first = z + 1.0
     total = first + q
     below = m.fma(twice, c, m.fma(twice, c_low, z_low) + ((first - total) + q)) + total
-    above = m.fma(q, m.fma(twice, c, z), q + 1.0)
+    above = m.fma(q, m.fma(twice, c, z + z_low), q + 1.0)
     numerator = m.select(negative, m.fma(below, e, m.fma(below, 0.5, q) * e_low), above)
     return numerator / m.fma(q, q + 2.0, m.full(1.0)) * scale
 
