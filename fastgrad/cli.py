@@ -234,7 +234,7 @@ def train(
             "--steps",
             metavar="N",
             panel=LENGTH,
-            default="no limit",
+            default="3500, or no limit with --minutes",
             min=1,
             help="Train until this step, resumed steps included.",
         ),
