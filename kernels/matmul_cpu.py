@@ -103,7 +103,6 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
     item = dtype.itemsize
     width = panel_columns(dtype)
 
-    @numba.njit(**runtime.INNER)
     def multiply(a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last):
         groups = (rows + ROWS - 1) // ROWS
         depth = k_last - k_first
@@ -132,7 +131,7 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
                     min(width, n - column),
                 )
 
-    return multiply
+    return numba.njit(**runtime.INNER)(runtime.unique_symbol(multiply, f"{dtype.name},{packed}"))
 
 
 # --- packing
@@ -180,11 +179,10 @@ def _pack(dtype: np.dtype, transposed: bool) -> Any:
     return pack
 
 
-def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True) -> np.ndarray:
+def pack(b: np.ndarray) -> np.ndarray:
     """Return b (K, N) in panels; b is row-major or the transpose of a row-major array, with any row stride."""
     k, n = b.shape
-    if packed is None:
-        packed = empty(packed_size(k, n, b.dtype), b.dtype)
+    packed = empty(packed_size(k, n, b.dtype), b.dtype)
     rows, columns = b.strides
     transposed = columns != b.itemsize and n > 1
     if transposed and rows != b.itemsize and k > 1:
@@ -192,7 +190,7 @@ def pack(b: np.ndarray, packed: np.ndarray | None = None, parallel: bool = True)
         rows = b.strides[0]
     pointers = np.array([runtime.address(b), columns if transposed else rows, k, n, runtime.address(packed)], np.int64)
     panels = -(-n // panel_columns(b.dtype))
-    runtime.run(_pack(b.dtype, transposed), panels, pointers, parallel and k * n > 16384)
+    runtime.run(_pack(b.dtype, transposed), panels, pointers, parallel=k * n > 16384)
     return packed
 
 

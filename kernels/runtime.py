@@ -190,11 +190,22 @@ class _Cache:
 # --- kernels
 
 
+def unique_symbol(function: Callable[..., None], name: str) -> Callable[..., None]:
+    """Name a function's machine code after what it was specialised for, and return it.
+
+    Numba numbers functions of one name within a process. Code that two processes put into the cache may carry the same
+    number, and a third one that loads both would run one in place of the other.
+    """
+    function.__qualname__ = f"{function.__name__}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return function
+
+
 class Kernel:
     """A compiled kernel: the address of a C function (block, pointers). Create it with `kernel`."""
 
     def __init__(self, function: Callable[..., None], name: str):
         self.name = name
+        unique_symbol(function, name)
         compiled = CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS))
         compiled._cache = _Cache(name, function.__code__.co_filename)  # type: ignore[attr-defined]
         compiled.compile()

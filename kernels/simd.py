@@ -300,10 +300,6 @@ class Machine:
     def abs(self, value: Value) -> Value:
         return self._unary("fabs", value)
 
-    def rint(self, value: Value) -> Value:
-        """Round to the nearest integer, ties to even."""
-        return self._unary("rint", value)
-
     def copysign(self, magnitude: Value, sign: Value) -> Value:
         return self._call(f"llvm.copysign.{self._suffix()}", self.vector, [magnitude.ir, sign.ir])
 
@@ -347,13 +343,6 @@ class Machine:
 
     def from_bits(self, value: Value) -> Value:
         return Value(self, self.builder.bitcast(value.ir, self.vector))
-
-    def to_int(self, value: Value) -> Value:
-        """Convert integral floats to integers of the same width."""
-        return Value(self, self.builder.fptosi(value.ir, self.bits_vector))
-
-    def to_float(self, value: Value) -> Value:
-        return Value(self, self.builder.sitofp(value.ir, self.vector))
 
     def shift_left(self, value: Value, count: int) -> Value:
         return Value(self, self.builder.shl(value.ir, self.constant(value.ir.type, count).ir))
