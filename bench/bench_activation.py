@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import limit
 import naive
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def forward(kind: str) -> Work:
             lambda: fastgrad.activation(x, kind, out=own),
             _torch_forward(kind, x, torchs) if torch else None,
         ),
+        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
     )
 
 
@@ -94,6 +96,7 @@ def backward(kind: str, with_bias: bool = False) -> Work:
         12 * x.size,
         x.size if with_bias else 0,
         contestants(by_hand, by_fastgrad, by_torch),
+        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
         # A sum of 8192 numbers of both signs, in another order.
         rtol=1e-4 if with_bias else 1e-5,
     )

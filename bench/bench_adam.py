@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 
+import limit
 import naive
+import peers
 import pytest
 from inputs import LISTS, ONE_TENSOR, copies, count, name_of, normals, zeros
 from machine import torch
-from work import FASTGRAD, NUMPY, TORCH, Work, contestants, restore, tensors
+from turns import Contestant
+from work import DEEPSPEED, FASTGRAD, NUMPY, OPTAX, TORCH, Work, contestants, restore, tensors
 
 import fastgrad
 
@@ -21,8 +24,8 @@ MAX_NORM = 1.0
 TENSORS = {"one-tensor": ONE_TENSOR, **LISTS}
 
 
-def adam(name: str, clipped: bool) -> Work:
-    """A step on the tensors of this name; clipped: after clipping their global norm to 1."""
+def adam(name: str, clipped: bool, others: bool = False) -> Work:
+    """A step on the tensors of this name; clipped: after clipping their global norm to 1; others: with `peers`."""
     shapes = TENSORS[name]
     start, gradients = normals(0, shapes, scale=0.02), normals(1, shapes)
     hand, own = [[copies(start), zeros(shapes), zeros(shapes)] for _ in range(2)]
@@ -64,14 +67,30 @@ def adam(name: str, clipped: bool) -> Work:
             optimizer.step()
             return [torchs, averages, squares]
 
+    competitors = contestants(by_hand, by_fastgrad, by_torch, before)
+    if others:
+        optax = peers.optax_adam(start, gradients, MAX_NORM if clipped else None)
+        if optax:
+            competitors[OPTAX] = Contestant(optax)
+        if torch and len(shapes) == 1 and not clipped:
+            deepspeed = peers.deepspeed_adam(tensors([start[0].copy(), gradients[0], *zeros(shapes * 2)]))
+            if deepspeed:
+                competitors[DEEPSPEED] = Contestant(deepspeed)
+
+    def least() -> limit.Limit:
+        update = limit.moving(count(shapes), 4, 3, in_place=True)
+        return limit.of_memory(*[limit.reading(count(shapes))] * clipped, update)
+
     return Work(
         f"{'clip + ' if clipped else ''}adam_step {name}",
         name_of(shapes),
         (32 if clipped else 28) * count(shapes),
         (15 if clipped else 12) * count(shapes),
-        contestants(by_hand, by_fastgrad, by_torch, before),
+        competitors,
+        limit=least,
         # torch and NumPy sum the norm in float32: on 124 M gradients torch's is off by 8e-4, and squares by twice that.
-        rtol=5e-3 if clipped else 1e-5,
+        # DeepSpeed takes 1 - beta2 in float32, 1.3e-5 off.
+        rtol=5e-3 if clipped else 5e-5 if others else 1e-5,
     )
 
 

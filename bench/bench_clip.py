@@ -5,6 +5,7 @@ Bytes an element: 12 (read for the norm; read and written for the scaling). Flop
 
 from __future__ import annotations
 
+import limit
 import naive
 import pytest
 from inputs import LISTS, copies, count, name_of, normals
@@ -19,7 +20,7 @@ MAX_NORM = 1.0
 def clip(name: str) -> Work:
     """Norm, then scaling; the gradients are written anew before each call, outside of the clock."""
     shapes = LISTS[name]
-    originals = normals(0, shapes)
+    originals, size = normals(0, shapes), count(shapes)
     own, hand = copies(originals), copies(originals)
     before = {NUMPY: restore(hand, originals), FASTGRAD: restore(own, originals)}
     by_torch = None
@@ -44,6 +45,7 @@ def clip(name: str) -> Work:
             by_torch,
             before,
         ),
+        limit=lambda: limit.of_memory(limit.reading(size), limit.moving(size, 1, 1, in_place=True)),
         rtol=1e-3,  # of the norm, which torch and NumPy sum in float32
     )
 

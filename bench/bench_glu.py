@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 
+import limit
 import naive
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def forward(unit: str) -> Work:
         12 * gate.size,
         gate.size,
         contestants(lambda: naive.FORWARD[kind](gate) * up, lambda: function(gate, up, out=own), by_torch),
+        limit=lambda: limit.of_memory(limit.moving(gate.size, 2, 1)),
     )
 
 
@@ -77,6 +79,7 @@ def backward(unit: str) -> Work:
         20 * gate.size,
         3 * gate.size,
         contestants(by_hand, lambda: function(dy, gate, up, out=own), by_torch),
+        limit=lambda: limit.of_memory(limit.moving(gate.size, 3, 2)),
     )
 
 

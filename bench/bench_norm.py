@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import limit
 import naive
 import pytest
 from inputs import LISTS, count, name_of, normals
@@ -25,6 +26,7 @@ def norm(name: str) -> Work:
         4 * count(shapes),
         2 * count(shapes),
         contestants(lambda: naive.global_norm(grads), lambda: fastgrad.global_norm(grads), by_torch),
+        limit=lambda: limit.of_memory(limit.reading(count(shapes))),
         rtol=1e-3,  # torch and NumPy sum in float32
     )
 

@@ -5,6 +5,7 @@ Bytes an element: forward 8, backward 12. Flops: backward 2 an element, for the 
 
 from __future__ import annotations
 
+import limit
 import naive
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def forward(weights: int) -> Work:
         8 * x.size,
         0,
         contestants(lambda: naive.prelu(x, weight), lambda: fastgrad.prelu(x, weight, out=own), by_torch),
+        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
     )
 
 
@@ -60,6 +62,7 @@ def backward(weights: int) -> Work:
             lambda: fastgrad.prelu_backward(dy, x, weight, out=own),
             by_torch,
         ),
+        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
         rtol=1e-3,  # float32 sums of millions of numbers, in three orders
     )
 

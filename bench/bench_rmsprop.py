@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import limit
 import naive
 import pytest
 from inputs import LISTS, ONE_TENSOR, copies, count, name_of, normals, zeros
@@ -47,6 +48,7 @@ def rmsprop(name: str) -> Work:
         20 * count(shapes),
         6 * count(shapes),
         contestants(by_hand, by_fastgrad, by_torch),
+        limit=lambda: limit.of_memory(limit.moving(count(shapes), 3, 2, in_place=True)),
     )
 
 

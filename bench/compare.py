@@ -19,9 +19,9 @@ import bench_adam
 import bench_norm
 import machine
 import recurrent
-from inputs import GPT2_SMALL, MATRIX, ONE_TENSOR, QUICK, SEQUENCES, TRAINER_SEQUENCE, count
+from inputs import CELL, GPT2_SMALL, LONG_SEQUENCES, MATRIX, ONE_TENSOR, QUICK, SEQUENCES, TRAINER_SEQUENCE, count
 from turns import SPIN_DOWN, Times, by_turns
-from work import FASTGRAD, NUMPY, TORCH, Work
+from work import DEEPSPEED, FASTGRAD, LIMIT, NUMPY, OPTAX, TORCH, Work
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -33,49 +33,51 @@ ROWS_BY_COLUMNS = f"{MATRIX[0]} x {MATRIX[1]}"
 def headlines() -> dict[str, Callable[[], Work]]:
     """Return what builds each row of the table, by its first cell."""
     rows: dict[str, Callable[[], Work]] = {
-        f"clip + Adam, {GPT2}": lambda: bench_adam.adam("gpt2-small", True),
-        f"Adam, one tensor ({count(ONE_TENSOR) / 1e6:.1f} M)": lambda: bench_adam.adam("one-tensor", False),
-        "clip + Adam, 200 tensors of 1,000": lambda: bench_adam.adam("200x1000", True),
+        f"Adam, one tensor ({count(ONE_TENSOR) / 1e6:.1f} M)": lambda: bench_adam.adam("one-tensor", False, True),
+        f"clip + Adam, {GPT2}": lambda: bench_adam.adam("gpt2-small", True, True),
+        "clip + Adam, 200 tensors of 1,000": lambda: bench_adam.adam("200x1000", True, True),
         f"global norm, {GPT2}": lambda: bench_norm.norm("gpt2-small"),
     }
-    for kind in ("gelu", "silu", "tanh"):
-        rows[f"activation backward, {kind}, {ROWS_BY_COLUMNS}"] = lambda kind=kind: bench_activation.backward(kind)
-    rows[f"activation backward with bias gradient, gelu, {ROWS_BY_COLUMNS}"] = lambda: bench_activation.backward(
-        "gelu", True
-    )
+    for with_bias in (False, True):
+        for kind in bench_activation.KINDS:
+            label = f"activation backward{' with bias gradient' if with_bias else ''}, {kind}, {ROWS_BY_COLUMNS}"
+            rows[label] = lambda kind=kind, with_bias=with_bias: bench_activation.backward(kind, with_bias)
     for cell in ("lstm", "gru"):
-        for sizes in (TRAINER_SEQUENCE, SEQUENCES[0]):
+        for sizes in (*SEQUENCES, *LONG_SEQUENCES, TRAINER_SEQUENCE):
             label = f"{cell.upper()} forward + backward, (T, B, I, H) = {sizes}"
             rows[label] = lambda cell=cell, sizes=sizes: recurrent.sequence(cell, *sizes)
+        label = f"{cell.upper()} cell forward + backward, B = {CELL[0]}, I = H = {CELL[1]}"
+        rows[label] = lambda cell=cell: recurrent.step(cell)
     return rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: its name, and what was measured."""
+    """One line of the table: its name, and what was measured; scale: see `limit.Limit`."""
 
     name: str
     work: Work
     times: Times
+    scale: float
 
     def cells(self) -> list[str]:
-        """Return the cells: times in ms, ratios of medians (of pairs in a turn), the rate of fastgrad."""
+        """Return the cells: times in ms, the share of the limit, ratios of medians, the rate of fastgrad."""
         cells = [self.name]
         cells += [milliseconds(self.times.median(name)) if self.has(name) else "" for name in (NUMPY, FASTGRAD, TORCH)]
-        for opponent in (NUMPY, TORCH):
-            if self.has(opponent):
-                ratio, paired = self.times.ratio(opponent, FASTGRAD), self.times.paired_ratio(opponent, FASTGRAD)
-                cells.append(f"{ratio:.2f}x ({paired:.2f})")
-            else:
-                cells.append("")
-        return [*cells, self.work.rate(self.times.median(FASTGRAD))]
+        cells.append(f"{self.scale * self.times.ratio(LIMIT, FASTGRAD):.2f}" if self.has(LIMIT) else "")
+        cells += [f"{self.times.ratio(name, FASTGRAD):.2f}x" if self.has(name) else "" for name in (NUMPY, TORCH)]
+        others = [f"{name} {self.times.ratio(name, FASTGRAD):.2f}x" for name in (OPTAX, DEEPSPEED) if self.has(name)]
+        return [*cells, ", ".join(others), self.work.rate(self.times.median(FASTGRAD))]
 
     def has(self, name: str) -> bool:
         """Return whether the contestant took part."""
         return name in self.times.seconds
 
 
-HEADINGS = ["work", "naive NumPy, ms", "fastgrad, ms", "torch, ms", "NumPy / fastgrad", "torch / fastgrad", "fastgrad"]
+HEADINGS = [
+    "work", "naive NumPy, ms", "fastgrad, ms", "torch, ms",
+    "share of the limit", "NumPy / fastgrad", "torch / fastgrad", "others / fastgrad", "fastgrad",
+]  # fmt: skip
 
 
 def milliseconds(seconds: float) -> str:
@@ -90,16 +92,21 @@ def markdown(rows: list[Row], threads: int, turns: int) -> str:
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     source = (
         f"{datetime.date.today().isoformat()}, {machine.describe(threads)}. float32, medians of {turns} turns in one "
-        "process; in brackets the median of the ratios within a turn."
+        "process."
     )
     return f"{source}\n\n" + "\n".join(lines) + "\n"
 
 
 def measure(name: str, build: Callable[[], Work], turns: int, pause: float) -> Row:
-    """Build the work, verify that all contestants agree, and time them by turns."""
+    """Build the work, verify that all contestants agree, and time them and the limit by turns."""
     work = build()
     work.verify()
-    return Row(name, work, by_turns(work.contestants, turns=turns, pause=pause))
+    contestants, scale = dict(work.contestants), 1.0
+    if work.limit:
+        limit = work.limit()
+        limit.contestant.run()
+        contestants[LIMIT], scale = limit.contestant, limit.scale
+    return Row(name, work, by_turns(contestants, turns=turns, pause=pause), scale)
 
 
 def around_table(path: Path) -> tuple[str, str]:
@@ -147,7 +154,7 @@ def main() -> None:
     for name, build in chosen.items():
         print(name, file=sys.stderr, flush=True)
         row = measure(name, build, arguments.turns, arguments.pause)
-        rows.append(Row(name, without_arrays(row.work), row.times))
+        rows.append(Row(name, without_arrays(row.work), row.times, row.scale))
         gc.collect()
     table = markdown(rows, arguments.threads, arguments.turns)
     print(table, end="")
@@ -158,7 +165,7 @@ def main() -> None:
 
 def without_arrays(work: Work) -> Work:
     """Return the work without its contestants, whose arrays take up to 6 GB."""
-    return Work(work.group, work.shape, work.bytes, work.flops, {}, work.rtol, work.dtype)
+    return Work(work.group, work.shape, work.bytes, work.flops, {}, rtol=work.rtol, dtype=work.dtype)
 
 
 if __name__ == "__main__":

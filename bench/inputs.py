@@ -50,6 +50,8 @@ LISTS: dict[str, list[Shape]] = {"gpt2-small": GPT2_SMALL, "200x1000": SMALL_TEN
 SEQUENCES: list[tuple[int, int, int, int]] = (
     [(5, 4, 16, 16)] if QUICK else [(64, 32, 256, 256), (35, 20, 650, 650), (100, 1, 128, 128), (256, 16, 64, 64)]
 )
+# Those of `compare.py` beyond these: seconds for a call of naive NumPy.
+LONG_SEQUENCES: list[tuple[int, int, int, int]] = [] if QUICK else [(128, 64, 512, 512), (1024, 16, 768, 768)]
 # The layer of the character model that `fastgrad train` trains by default.
 TRAINER_SEQUENCE = (5, 4, 8, 16) if QUICK else (64, 32, 64, 256)
 # (B, H) of one step of a cell, I = H.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from limit import Limit
 from machine import torch
 from turns import Contestant
 
@@ -14,8 +15,9 @@ import fastgrad
 
 Array = np.ndarray
 
-NUMPY, FASTGRAD, TORCH = "numpy", "fastgrad", "torch"
-CONTESTANTS = (NUMPY, FASTGRAD, TORCH)
+NUMPY, FASTGRAD, TORCH, OPTAX, DEEPSPEED = "numpy", "fastgrad", "torch", "optax", "deepspeed"
+LIMIT = "limit"
+CONTESTANTS = (NUMPY, FASTGRAD, TORCH)  # of the pytest-benchmark suites; `compare.py` takes all
 
 # Work with more flops than this for each byte is limited by arithmetic, and its rate is given in GFLOP/s.
 FLOPS_PER_BYTE = 8
@@ -28,6 +30,7 @@ class Work:
     bytes: of the arguments and results of a call, each once as it is read or written; flops: multiplications and
     additions of products and updates. README.md has the formulas.
     contestants: `run` returns the arrays that all must agree on, in one order, in any nesting of tuples and lists.
+    limit: what the machine allows, timed in turn with the contestants; built when called, for its arrays.
     rtol: the largest difference of two contestants, relative to the largest entry of the array.
     """
 
@@ -36,6 +39,7 @@ class Work:
     bytes: int
     flops: int
     contestants: dict[str, Contestant]
+    limit: Callable[[], Limit] | None = None
     rtol: float = 1e-5
     dtype: str = "float32"
 
