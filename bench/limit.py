@@ -1,8 +1,8 @@
 """The limit that the machine sets: the same reads and writes without arithmetic, or the flops at the rate of a product.
 
 A memory-bound kernel can't be faster than one that moves its bytes and computes nothing, in the fastest order of access
-known: 256 bytes of one stream before the next, prefetched, past the caches where nothing is read back. A recurrent layer
-can't be faster than its flops at the rate that a 2048-cubed float32 product reaches in the same run.
+known: 256 bytes of one stream before the next, prefetched, past the caches where nothing is read back. A recurrent
+layer can't be faster than its flops at the rate that a 2048-cubed float32 product reaches in the same run.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fastgrad.kernels import runtime
+from fastgrad.kernels.simd import STREAM_BYTES, Machine, Value, traced
+from fastgrad.kernels.streams import BLOCK, PARALLEL_SIZE, STREAMING_BYTES
 from inputs import QUICK, Array, normal
 from turns import Contestant
 
 from fastgrad._memory import empty
-from fastgrad.kernels import runtime
-from fastgrad.kernels.simd import STREAM_BYTES, Machine, Value, traced
-from fastgrad.kernels.streams import BLOCK, PARALLEL_SIZE, STREAMING_BYTES
 
 FLOAT = np.dtype(np.float32)
 PRODUCT = 128 if QUICK else 2048
