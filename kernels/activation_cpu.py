@@ -19,7 +19,7 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime, streams, vecmath
-from .simd import Machine, Value, traced
+from .simd import CACHE_LINE, Machine, Value, traced
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 # 2 sqrt(2 / pi) and 0.044715 of it, to more digits than a double has: z = x (GELU_TANH + GELU_TANH_CUBIC x^2) is twice
@@ -278,38 +278,57 @@ def _backward(kind: str, dtype: np.dtype, params: int, streaming: bool) -> Any:
 
 @runtime.kernel
 def _backward_rows(kind: str, dtype: np.dtype, params: int, streaming: bool) -> Any:
-    """Backward of ROWS rows, and their sum. pointers: dy, x, dx, sums (blocks, N), rows, N, scalars."""
+    """Backward of ROWS rows, and their sum. pointers: dy, x, dx, sums (blocks, N + a cache line), rows, N, scalars.
+
+    Where dx is stored past the caches, a row is taken from a column that begins a cache line to the same column of the
+    next row: with parts of lines at both ends of each row, gelu took 8.4 ms in place of 7.0 (one thread, 8192 x 2048).
+    The sums of the columns before that one are kept behind the others until the end. Every column still adds up its
+    rows in their order.
+    """
     derivative = FUNCTIONS[kind][1]
     item = dtype.itemsize
 
-    def row(first: bool) -> Any:
-        def run(m, dy, x, dx, sums, columns, numbers):
-            constants = [m.splat(m.load_double(numbers + i * 8)) for i in range(params)]
+    def run(m, dy, x, dx, sums, width, numbers):
+        constants = [m.splat(m.load_double(numbers + i * 8)) for i in range(params)]
 
-            def body(index: Value, mask: Value | None) -> None:
-                at = index * item
-                value = m.load_ahead(dy + at, mask) * derivative(m, m.load_ahead(x + at, mask), *constants)
-                m.store(dx + at, value, mask, streaming and mask is None)
-                m.store(sums + at, value if first else m.load(sums + at, mask) + value, mask)
+        def body(index: Value, mask: Value | None) -> None:
+            at = index * item
+            value = m.load_ahead(dy + at, mask) * derivative(m, m.load_ahead(x + at, mask), *constants)
+            m.store(dx + at, value, mask, streaming and mask is None)
+            m.store(sums + at, m.load(sums + at, mask) + value, mask)
 
-            m.over(0, columns, body, dx if streaming else None)
-            if streaming:
-                m.fence()
+        m.over(0, width, body, dx if streaming else None)
 
-        return traced(run, dtype)
+    def clear(m, sums, width):
+        m.over(0, width, lambda index, mask: m.store(sums + index * item, m.zero(), mask))
 
-    first_row, next_row = row(first=True), row(first=False)
+    def finish(m, sums, columns, begin):
+        """Move the sums of the first `begin` columns from behind the others to their place."""
+        m.over(0, begin, lambda i, mask: m.store(sums + i * item, m.load(sums + (columns + i) * item, mask), mask))
+        if streaming:
+            m.fence()
+
+    run, clear, finish = (traced(function, dtype) for function in (run, clear, finish))
 
     def kernel(block, pointers):
         rows, columns, numbers = pointers[4], pointers[5], pointers[6]
         stride = columns * item
-        sums = pointers[3] + block * stride
-        first = block * ROWS
-        at = first * stride
-        first_row(pointers[0] + at, pointers[1] + at, pointers[2] + at, sums, columns, numbers)
-        for r in range(first + 1, min(first + ROWS, rows)):
-            at = r * stride
-            next_row(pointers[0] + at, pointers[1] + at, pointers[2] + at, sums, columns, numbers)
+        sums = pointers[3] + block * (columns + CACHE_LINE // item) * item
+        row = block * ROWS
+        last = min(row + ROWS, rows)
+        begin = 0
+        if streaming and stride % CACHE_LINE == 0:
+            begin = (-(pointers[2] + row * stride) % CACHE_LINE) // item
+        clear(sums, columns + begin)
+        at = row * stride
+        run(pointers[0] + at, pointers[1] + at, pointers[2] + at, sums + stride, begin, numbers)
+        at += begin * item
+        sums_here = sums + begin * item
+        for _ in range(row, last - 1):
+            run(pointers[0] + at, pointers[1] + at, pointers[2] + at, sums_here, columns, numbers)
+            at += stride
+        run(pointers[0] + at, pointers[1] + at, pointers[2] + at, sums_here, columns - begin, numbers)
+        finish(sums, columns, begin)
 
     return kernel
 
@@ -334,7 +353,7 @@ def activation_backward(
         bias_grad[...] = 0
         return
     blocks = -(-rows // ROWS)
-    sums = empty((blocks, columns), x.dtype)
+    sums = empty((blocks, columns + CACHE_LINE // x.itemsize), x.dtype)
     numbers = np.array(params, np.float64)
     pointers = np.array(
         [
@@ -345,4 +364,4 @@ def activation_backward(
     )  # fmt: skip
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
     runtime.run(kernel, blocks, pointers, parallel=x.size > streams.PARALLEL_SIZE)
-    bias_grad[...] = sums.sum(axis=0, dtype=np.float64)
+    bias_grad[...] = sums[:, :columns].sum(axis=0, dtype=np.float64)

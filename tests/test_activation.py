@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from fastgrad.kernels import activation_ref
+from fastgrad.kernels import activation_cpu, activation_ref, streams
 from scipy.special import expit, ndtr
 from support import SHAPES, central_difference, layouts, oracle, random, read_only
 from tolerances import assert_close
@@ -363,3 +363,27 @@ def test_the_comparison_of_central_differences_catches_a_wrong_derivative():
         assert_close(
             oracle(activation_backward, np.ones_like(x), x, "mish"), numeric, "differences", magnitude="largest"
         )
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3, 7])
+@pytest.mark.parametrize("columns", [1, 16, 24, 64, 208, 1031])
+def test_streaming_stores_change_nothing(monkeypatch, dtype, columns, skip):
+    """Outputs on and off the cache lines; rows that are whole lines and rows that are not."""
+    rows = 2 * activation_cpu.ROWS + 5
+    x, dy = random(1, (rows, columns), dtype), random(2, (rows, columns), dtype)
+    streamed = []
+    original = activation_cpu._backward_rows
+    monkeypatch.setattr(activation_cpu, "_backward_rows", lambda *key: streamed.append(key[-1]) or original(*key))
+    with fastgrad.backend("cpu"):
+        bias_grad, again = np.empty(columns, dtype), np.empty(columns, dtype)
+        wanted = activation_backward(dy, x, "gelu", bias_grad=bias_grad)
+        monkeypatch.setattr(streams, "STREAMING_BYTES", 1)
+        memory = np.full(x.size + 64, np.nan, dtype)
+        start = (-memory.ctypes.data % 64) // memory.itemsize + skip
+        out = memory[start : start + x.size].reshape(x.shape)
+        activation_backward(dy, x, "gelu", out=out, bias_grad=again)
+        np.testing.assert_array_equal(activation_backward(dy, x, "gelu", out=np.empty_like(x)), wanted)
+    np.testing.assert_array_equal(out, wanted)
+    np.testing.assert_array_equal(again, bias_grad)
+    assert np.isnan(memory[:start]).all() and np.isnan(memory[start + x.size :]).all()
+    assert streamed == [False, True]
