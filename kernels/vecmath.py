@@ -88,7 +88,8 @@ def _power_of_two(m: Machine, exponent: Value) -> Value:
 
 def _exp_less_one(m: Machine, r: Value) -> Value:
     """e**r - 1 for |r| <= ln(2) / 2."""
-    return m.fma(r * r, m.poly(r, *(EXP_F32 if single(m) else EXP_F64)), r)
+    square = r * r
+    return m.fma(square, m.poly_by_pairs(r, square, *(EXP_F32 if single(m) else EXP_F64)), r)
 
 
 def exp(m: Machine, x: Value) -> Value:
@@ -136,7 +137,7 @@ def log1p_unit(m: Machine, x: Value) -> Value:
     s = x / (x + 2.0)
     z = s * s
     twice = s + s
-    return m.fma(twice * z, m.poly(z, *(LOG1P_F32 if single(m) else LOG1P_F64)), twice)
+    return m.fma(twice * z, m.poly_by_pairs(z, z * z, *(LOG1P_F32 if single(m) else LOG1P_F64)), twice)
 
 
 def sigmoid(m: Machine, x: Value) -> Value:
@@ -190,4 +191,5 @@ def normal_tail_slope(m: Machine, t: Value) -> Value:
     k, coefficients = (3.0, SLOPE_F32) if single(m) else (4.0, SLOPE_F64)
     high = float(m.dtype.type(SLOPE_ZERO[0]))
     low = SLOPE_ZERO[0] - high + SLOPE_ZERO[1]
-    return m.poly((t - k) / (t + k), *coefficients) * ((high - t) + low)
+    u = (t - k) / (t + k)
+    return m.poly_by_pairs(u, u * u, *coefficients) * ((high - t) + low)
