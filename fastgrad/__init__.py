@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastgrad._dispatch import backend, get_backend, set_backend
+from fastgrad._health import Health, health
 from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
 from fastgrad.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
@@ -39,6 +40,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Health",
     "RMSprop",
     "activation",
     "activation_backward",
@@ -56,6 +58,7 @@ __all__ = [
     "gru_backward",
     "gru_cell",
     "gru_cell_backward",
+    "health",
     "init",
     "layers",
     "lstm",
