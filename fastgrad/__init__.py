@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastgrad._dispatch import backend, get_backend, set_backend
+from fastgrad._health import Health, health
+from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
 from fastgrad.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
@@ -38,6 +40,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Health",
     "RMSprop",
     "activation",
     "activation_backward",
@@ -49,11 +52,13 @@ __all__ = [
     "geglu",
     "geglu_backward",
     "get_backend",
+    "get_subnormals",
     "global_norm",
     "gru",
     "gru_backward",
     "gru_cell",
     "gru_cell_backward",
+    "health",
     "init",
     "layers",
     "lstm",
@@ -67,8 +72,10 @@ __all__ = [
     "rmsprop_step",
     "set_backend",
     "set_num_threads",
+    "set_subnormals",
     "sgd_step",
     "softmax_cross_entropy",
+    "subnormals",
     "swiglu",
     "swiglu_backward",
 ]

@@ -250,6 +250,11 @@ class Machine:
         value = scalar.ir if scalar.ir.type == ir.DoubleType() else self.builder.fpext(scalar.ir, ir.DoubleType())
         self.builder.store(value, self._pointer(address))
 
+    def store_int(self, address: Value, scalar: Value) -> None:
+        """Store an integer scalar that is not negative as an int64."""
+        value = scalar.ir if scalar.ir.type == I64 else self.builder.zext(scalar.ir, I64)
+        self.builder.store(value, self._pointer(address))
+
     def fence(self) -> None:
         """Order streaming stores before whatever follows."""
         self.builder.fence("seq_cst")
@@ -260,10 +265,10 @@ class Machine:
             arguments = [self._pointer(address + line), I32(0), I32(3), I32(1)]
             self._call("llvm.prefetch.p0", ir.VoidType(), arguments)
 
-    def load_ahead(self, address: Value, mask: Value | None = None) -> Value:
-        """Load a vector of a long stream, and ask for what lies PREFETCH_BYTES further on."""
+    def load_ahead(self, address: Value, mask: Value | None = None, ahead: int = PREFETCH_BYTES) -> Value:
+        """Load a vector of a long stream, and ask for what lies `ahead` bytes further on."""
         if mask is None:
-            self.prefetch(address + PREFETCH_BYTES, self.lanes * self.dtype.itemsize)
+            self.prefetch(address + ahead, self.lanes * self.dtype.itemsize)
         return self.load(address, mask)
 
     # --- functions
@@ -358,6 +363,13 @@ class Machine:
 
     def from_bits(self, value: Value) -> Value:
         return Value(self, self.builder.bitcast(value.ir, self.vector))
+
+    def magnitude(self, value: Value) -> Value:
+        """Return the bits of |value|: integers in the order of the numbers, inf above them and NaN above inf.
+
+        No arithmetic on floats: a processor that takes subnormal numbers for zero leaves them alone here.
+        """
+        return self.to_bits(self.abs(value))
 
     def shift_left(self, value: Value, count: int) -> Value:
         return Value(self, self.builder.shl(value.ir, self.constant(value.ir.type, count).ir))

@@ -1,0 +1,174 @@
+"""What gradients look like, tensor by tensor: contract and result."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad._checks import Array, TensorGroups, tensor_list
+from fastgrad._dispatch import kernels
+
+
+class TensorHealth(NamedTuple):
+    """One tensor of a `Health`.
+
+    name, size: what it is called, its number of entries
+    norm: l2 norm; NaN where an entry is NaN
+    max_abs: largest |entry|, NaN left out
+    nan, inf, zero, subnormal: how many entries are so
+    """
+
+    name: str
+    size: int
+    norm: float
+    max_abs: float
+    nan: int
+    inf: int
+    zero: int
+    subnormal: int
+
+    @property
+    def zero_share(self) -> float:
+        """Return the share of entries that are zero, from 0 to 1; 0 for an empty tensor."""
+        return self.zero / max(self.size, 1)
+
+    @property
+    def subnormal_share(self) -> float:
+        """Return the share of entries that are subnormal, from 0 to 1; 0 for an empty tensor."""
+        return self.subnormal / max(self.size, 1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Health:
+    """What `health` found: read-only arrays with an entry for each tensor, in the order of the call.
+
+    `h[2]` and `h["head.weight"]` are the `TensorHealth` of one tensor, `for tensor in h` goes through all of them, and
+    `str(h)` is a table.
+
+    names (n,) tuple of str, sizes (n,) int64: number of entries
+    norm (n,) float64: l2 norms; NaN where an entry is NaN
+    max_abs (n,) float64: largest |entry|, NaN left out; 0 where nothing is left
+    nan, inf, zero, subnormal (n,) int64: how many entries are so
+    """
+
+    names: tuple[str, ...]
+    sizes: Array
+    norm: Array
+    max_abs: Array
+    nan: Array
+    inf: Array
+    zero: Array
+    subnormal: Array
+
+    def __post_init__(self) -> None:
+        for array in self._columns():
+            array.flags.writeable = False
+
+    def _columns(self) -> tuple[Array, ...]:
+        return self.sizes, self.norm, self.max_abs, self.nan, self.inf, self.zero, self.subnormal
+
+    @property
+    def zero_share(self) -> Array:
+        """Return the share of entries that are zero, (n,) float64 from 0 to 1; 0 for an empty tensor."""
+        return self.zero / np.maximum(self.sizes, 1)
+
+    @property
+    def subnormal_share(self) -> Array:
+        """Return the share of entries that are subnormal, (n,) float64 from 0 to 1; 0 for an empty tensor."""
+        return self.subnormal / np.maximum(self.sizes, 1)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int | str) -> TensorHealth:
+        """Return one tensor by position or by name.
+
+        Raises:
+            KeyError: no tensor has this name.
+            IndexError: no tensor has this position.
+            TypeError: neither a name nor a position.
+        """
+        if isinstance(key, str):
+            if key not in self.names:
+                raise KeyError(f"no tensor is called {key!r}")
+            index = self.names.index(key)
+        else:
+            index = operator.index(key)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"tensor {index} of {len(self)}")
+        return TensorHealth(self.names[index], *(column[index].item() for column in self._columns()))
+
+    def __iter__(self) -> Iterator[TensorHealth]:
+        return map(TensorHealth, self.names, *(column.tolist() for column in self._columns()))
+
+    def __repr__(self) -> str:
+        return f"<Health of {len(self)} tensors>"
+
+    def __str__(self) -> str:
+        rows = [["tensor", "entries", "norm", "max abs", "NaN", "Inf", "zero", "subnormal"]]
+        for t in self:
+            counts = [f"{n:,}" if n else "-" for n in (t.nan, t.inf)]
+            shares = [_percent(t.zero, t.size), _percent(t.subnormal, t.size)]
+            rows.append([t.name, f"{t.size:,}", f"{t.norm:.4g}", f"{t.max_abs:.4g}", *counts, *shares])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
+            for name, *cells in rows
+        )
+
+
+def _percent(count: int, size: int) -> str:
+    if count == 0:
+        return "-"
+    share = 100 * count / size
+    return "<0.01 %" if share < 0.01 else f"{share:.2f} %"
+
+
+def _names(names: Any, count: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, range(count)))
+    if isinstance(names, str | bytes) or not isinstance(names, Sequence):
+        raise TypeError(f"names: expected a list of strings, got {type(names).__qualname__}")
+    for k, name in enumerate(names):
+        if not isinstance(name, str):
+            raise TypeError(f"names[{k}]: expected a string, got {type(name).__qualname__}")
+    if len(names) != count:
+        raise ValueError(f"names: expected one for each of {count} arrays, got {len(names)}")
+    if len(set(names)) != count:
+        twice = next(name for k, name in enumerate(names) if name in names[:k])
+        raise ValueError(f"names: {twice!r} stands there more than once; each array needs a name of its own")
+    return tuple(names)
+
+
+def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> Health:
+    """Say of each tensor its norm, its largest entry, and how many entries are NaN, infinite, zero or subnormal.
+
+    One pass over memory and one launch for all tensors, in about the time of `global_norm`. Norms are computed in
+    double precision and scaled where needed, as there, and have the same bits in every run and for any number of
+    threads. Entries are counted as they lie in memory, also under `set_subnormals("flush")`, where subnormal entries
+    add nothing to the norm.
+
+    Args:
+        arrays: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; only read.
+        names: one string for each array, all different; None numbers them "0", "1", ...
+
+    Returns:
+        A `Health`: arrays `norm`, `max_abs`, `nan`, `inf`, `zero`, `subnormal`, `sizes`, an entry for each tensor. A
+        NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have norm 0.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; names is no list of
+            strings.
+        ValueError: not as many names as arrays, or two alike.
+    """
+    listed = tensor_list("arrays", arrays)
+    checked = TensorGroups(("arrays", listed, False)).lists[0]
+    called = _names(names, len(checked))
+    sizes = np.array([a.size for a in checked], np.int64)
+    if not checked:
+        return Health(called, sizes, *(np.zeros(0, kind) for kind in [np.float64] * 2 + [np.int64] * 4))
+    return Health(called, sizes, *kernels("health", checked[0]).health(checked))
