@@ -35,9 +35,10 @@ def copied_package(tmp_path):
     return site
 
 
-def run(code: str, site: Path, **environment: str) -> str:
+def run(code: str, site: Path, *arguments: str, **environment: str) -> str:
     env = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=site, timeout=300)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=site, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -95,6 +96,61 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(copied_package
     command = [sys.executable, "-c", CALL]
     processes = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert all(p.communicate(timeout=300)[0].startswith("3.0 ") and p.returncode == 0 for p in processes)
+
+
+PRODUCT = """
+import sys, numpy as np, fastgrad
+from fastgrad.kernels import matmul_cpu
+fastgrad.set_num_threads(1)
+rng = np.random.default_rng(0)
+for dtype in sys.argv[1:]:
+    a, b, out = (rng.standard_normal(shape).astype(dtype) for shape in ((33, 40), (40, 50), (33, 50)))
+    matmul_cpu.matmul(a, b, out)
+    np.testing.assert_allclose(out, a @ b, atol=1e-4, err_msg=dtype)
+"""
+
+
+def test_code_that_processes_compiled_apart_works_together(tmp_path):
+    """As after `pytest -n 2` on an empty cache, where each process compiled what it met first.
+
+    The folders are filled apart and then put together: a process that finds anything in the cache compiles, and so
+    numbers, other functions than one that finds nothing.
+    """
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    run(PRODUCT, PACKAGE.parent, "float32", FASTGRAD_CACHE_DIR=str(cache))
+    run(PRODUCT, PACKAGE.parent, "float64", FASTGRAD_CACHE_DIR=str(other))
+    for path in files(other):
+        shutil.copy(path, cache / path.relative_to(other))
+    before = files(cache)
+    for order in (("float32", "float64"), ("float64", "float32")):
+        run(PRODUCT, PACKAGE.parent, *order, FASTGRAD_CACHE_DIR=str(cache))
+    assert files(cache) == before
+
+
+SYMBOLS = r"""
+import re
+import llvmlite.binding as llvm, numpy as np
+from fastgrad.kernels import adam_cpu, lstm_cpu, matmul_cpu, norm_cpu, prelu_cpu, runtime
+dtypes = [np.dtype(np.float32), np.dtype(np.float64)]
+kernels = [matmul_cpu._product(d, packed) for d in dtypes for packed in (False, True)]
+kernels += [get(d) for d in dtypes for get in (lstm_cpu._forward, norm_cpu._sum_squares)]
+kernels += [get(d, False) for d in dtypes for get in (matmul_cpu._pack, prelu_cpu._across)]
+kernels += [adam_cpu._step(d, False, False) for d in dtypes]
+code = {}
+for kernel in kernels:
+    module = llvm.parse_assembly(kernel._compiled._library.get_llvm_str())
+    for function in module.functions:
+        if not function.is_declaration:
+            symbol = re.sub(r"B\d+v\d+", "", function.name, count=1)
+            text = [f"{i.opcode} {i.type}" for block in function.blocks for i in block.instructions]
+            assert code.setdefault(symbol, text) == text, f"{kernel.name}: {symbol} names two functions"
+print(len(code))
+"""
+
+
+def test_a_symbol_names_one_code_without_the_number_that_numba_gave_it(tmp_path):
+    """Functions inside kernels too: these numbers are of one process, and what it compiled is loaded by others."""
+    assert int(run(SYMBOLS, PACKAGE.parent, FASTGRAD_CACHE_DIR=str(tmp_path))) > 2 * 14
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
