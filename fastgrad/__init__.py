@@ -29,6 +29,7 @@ from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
     from fastgrad import init, layers
+    from fastgrad._warmup import warmup
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
 
@@ -71,6 +72,7 @@ __all__ = [
     "softmax_cross_entropy",
     "swiglu",
     "swiglu_backward",
+    "warmup",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
@@ -81,6 +83,7 @@ _LAZY_NAMES = {
     "RMSprop": "optim",
     "SGD": "optim",
     "set_num_threads": "threads",
+    "warmup": "_warmup",
 }
 
 
