@@ -91,6 +91,82 @@ def test_a_home_that_cannot_be_written_falls_back(copied_package, tmp_path):
     assert run(code, copied_package, **environment).startswith(f"3.0 {temporary}")
 
 
+# Permissions don't bind root, which tests may run as: the probe that writes a file is told to fail instead.
+READ_ONLY = """
+from fastgrad.kernels import runtime
+runtime._writable = lambda folder: {writable}
+import numpy as np, fastgrad
+print(fastgrad.activation(np.ones(3), "relu6").sum(), fastgrad.activation(np.ones(3), "{kind}").sum())
+print([b.compiled for b in runtime.builds], runtime.cache_folder(), *runtime.cache_state().trouble, sep="\\n")
+"""
+
+
+def test_a_filled_cache_that_cannot_be_written_is_read(copied_package, tmp_path):
+    cache = tmp_path / "cache"
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    before = files(cache)
+    code = READ_ONLY.format(writable=False, kind="relu6")
+    out = run(code, copied_package, FASTGRAD_CACHE_DIR=str(cache)).splitlines()
+    (folder,) = cache.iterdir()
+    assert out == ["3.0 3.0", "[False, False]", "None", f"{folder} can't be written"]
+    out = run(READ_ONLY.format(writable=False, kind="relu"), copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    assert "[False, False, True]" in out
+    assert files(cache) == before
+
+
+def test_what_a_home_that_cannot_be_written_lacks_is_kept_elsewhere(copied_package, tmp_path):
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {"XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary)}
+    prepare = "import os; os.environ.pop('FASTGRAD_CACHE_DIR', None);"
+    run(prepare + CALL, copied_package, **environment)
+    before = files(home)
+    assert before and not files(temporary)
+    code = prepare + READ_ONLY.format(writable=f"str(folder).startswith({str(temporary)!r})", kind="relu")
+    for compiled in (True, False):
+        out = run(code, copied_package, **environment).splitlines()
+        assert out[:2] == ["3.0 3.0", f"[False, False, {compiled}]"] and out[2].startswith(str(temporary))
+    assert files(home) == before and len(files(temporary)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes on this system")
+@pytest.mark.parametrize("what", ["root", "folder", "files"])
+def test_nothing_is_loaded_that_others_can_write(what, copied_package, tmp_path):
+    cache = tmp_path / "cache"
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    (folder,) = cache.iterdir()
+    for path in {"root": [cache], "folder": [folder], "files": list(files(cache))}[what]:
+        path.chmod(path.stat().st_mode | 0o002)
+    code = READ_ONLY.format(writable=True, kind="relu6")
+    out = run(code, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    assert "[True, True]" in out
+    if what != "files":
+        assert "can be written by other users" in out and "\nNone\n" in out
+    else:  # they were replaced
+        assert "[False, False]" in run(code, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes on this system")
+@pytest.mark.parametrize(
+    ("owner", "mode", "trusted"),
+    [
+        (1000, 0o700, True),
+        (1000, 0o775, True),
+        (1000, 0o777, False),
+        (1000, 0o1777, True),
+        (0, 0o755, True),
+        (0, 0o775, False),
+        (0, 0o757, False),
+        (1001, 0o700, False),
+        (1001, 0o755, False),
+    ],
+)
+def test_code_comes_from_this_user_or_root(owner, mode, trusted, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    status = os.stat_result((0o40000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    assert (runtime._distrust(status) is None) == trusted
+
+
 def test_processes_that_compile_at_once_do_not_disturb_each_other(copied_package, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(copied_package), "FASTGRAD_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", CALL]
@@ -195,6 +271,17 @@ def test_set_num_threads_leaves_numba_alone():
     for wrong, error in ((0, ValueError), (most + 1, ValueError), (1.5, TypeError), ("2", TypeError)):
         with pytest.raises(error, match="n: expected"):
             fastgrad.set_num_threads(wrong)
+
+
+def test_numba_num_threads_is_honoured():
+    code = (
+        "import numpy as np, fastgrad\n"
+        "from fastgrad.threads import get_num_threads\n"
+        "assert fastgrad.global_norm([np.ones(1 << 18)]) == 512\n"
+        "try:\n    fastgrad.set_num_threads(2)\nexcept ValueError as error:\n    print(get_num_threads(), error)"
+    )
+    out = run(code, PACKAGE.parent, NUMBA_NUM_THREADS="1")
+    assert out.startswith("1 n: expected 1 to 1 threads, got 2;") and out.endswith("variable NUMBA_NUM_THREADS")
 
 
 # --- memory that is used again
