@@ -91,7 +91,8 @@ class WarmupReport:
     kernels: one entry for each kernel.
     seconds: of the whole call.
     processes: how many compiled, this one included.
-    cache: folder that compiled kernels are kept in, None if they are not.
+    cache: folder that compiled kernels are loaded from, None if there is none.
+    kept: whether what was compiled is put there for the next process.
     trouble: why a cache folder was passed over or can't be written.
     """
 
@@ -99,6 +100,7 @@ class WarmupReport:
     seconds: float
     processes: int
     cache: Path | None
+    kept: bool
     trouble: tuple[str, ...]
 
     def count(self, source: str) -> int:
@@ -112,7 +114,8 @@ class WarmupReport:
         )
         where = f"in {self.processes} processes" if self.processes > 1 else "in this process"
         lines = [f"{len(self.kernels)} kernels: {counts}; {self.seconds:.2f} s {where}"]
-        lines.append(f"cache: {self.cache or 'none, each process compiles anew'}")
+        missing = "" if self.kept else ", read only: each process compiles anew what it lacks"
+        lines.append(f"cache: {self.cache}{missing}" if self.cache else "cache: none, each process compiles anew")
         lines += [f"cache: {trouble}" for trouble in self.trouble]
         lines += ["", f"{'seconds':>8}  {'':8}  kernel"]
         lines += [f"{kernel.seconds:8.3f}  {kernel.source:8}  {kernel.name}" for kernel in self.kernels]
@@ -211,7 +214,9 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
         made = _make(name, jobs)  # loads what a helper compiled
         done.setdefault(name, made)
     reports = (*runners, *(done[name] for name in jobs))
-    return WarmupReport(reports, time.perf_counter() - start, 1 + len(helped), state.written, state.trouble)
+    folder = state.written or next(iter(state.folders), None)
+    seconds = time.perf_counter() - start
+    return WarmupReport(reports, seconds, 1 + len(helped), folder, state.written is not None, state.trouble)
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:

@@ -248,6 +248,15 @@ def test_without_a_cache_it_compiles_here_and_says_so(tmp_path):
     assert "none, each process compiles anew" in out and f"{blocked}" in out and "in this process" in out
 
 
+def test_a_cache_that_is_only_read_is_said_to_be():
+    kernel = _warmup.KernelReport("mse_cpu._mse(float32)", "loaded", 0.002)
+    report = _warmup.WarmupReport((kernel,), 0.002, 1, Path("/somewhere"), False, ("/somewhere can't be written",))
+    assert str(report).splitlines()[1:3] == [
+        f"cache: {Path('/somewhere')}, read only: each process compiles anew what it lacks",
+        "cache: /somewhere can't be written",
+    ]
+
+
 def test_the_table_shows_every_kernel():
     report = fastgrad.warmup("mse", "clip_by_value")
     text = str(report)
