@@ -29,6 +29,7 @@ from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
     from fastgrad import init, layers
+    from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
@@ -47,6 +48,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
+    "doctor",
     "geglu",
     "geglu_backward",
     "get_backend",
@@ -82,6 +84,7 @@ _LAZY_NAMES = {
     "AdamW": "optim",
     "RMSprop": "optim",
     "SGD": "optim",
+    "doctor": "_doctor",
     "set_num_threads": "threads",
     "warmup": "_warmup",
 }

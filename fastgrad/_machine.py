@@ -7,8 +7,7 @@ import platform
 import re
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_PROC = Path("/proc")
+_PROC, _SYS = Path("/proc"), Path("/sys")
 
 
 def read(path: Path) -> str | None:
@@ -25,6 +24,12 @@ def processor() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine() or "unknown"
 
 
+def processor_flags() -> set[str]:
+    """Return the names of the processor's extensions as Linux gives them."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", read(_PROC / "cpuinfo") or "", re.MULTILINE)
+    return set(match[1].split()) if match else set()
+
+
 def cores() -> int:
     """Return how many logical processors the machine has."""
     return os.cpu_count() or 1
@@ -35,8 +40,9 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores()
 
 
-def _own_cgroups(controller: str, root: Path) -> list[Path]:
-    """Return the folders of this process's control group and of those around it."""
+def _own_cgroups(controller: str) -> list[Path]:
+    """Return the folders of this process's control group and of those around it; no controller is version 2."""
+    root = _SYS / "fs" / "cgroup" / controller
     for line in (read(_PROC / "self" / "cgroup") or "").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controller in controllers.split(","):
@@ -49,11 +55,11 @@ def _own_cgroups(controller: str, root: Path) -> list[Path]:
 def cpu_quota() -> float | None:
     """Return the processors' worth of time that the control group allows (docker --cpus), or None without a limit."""
     limits = []
-    for folder in _own_cgroups("", _CGROUPS):  # version 2
+    for folder in _own_cgroups(""):  # version 2
         quota, period = (*(read(folder / "cpu.max") or "max").split(), "")[:2]
         if quota.isdecimal() and period.isdecimal() and int(period):
             limits.append(int(quota) / int(period))
-    for folder in _own_cgroups("cpu", _CGROUPS / "cpu"):  # version 1
+    for folder in _own_cgroups("cpu"):  # version 1
         quota, period = (read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
         if quota.isdecimal() and period.isdecimal() and int(period):
             limits.append(int(quota) / int(period))
@@ -72,10 +78,8 @@ def available_memory() -> int | None:
     match = re.search(r"^MemAvailable:\s*(\d+) kB", read(_PROC / "meminfo") or "", re.MULTILINE)
     if match:
         limits.append(int(match[1]) * 1024)
-    groups = [(f, "memory.max", "memory.current") for f in _own_cgroups("", _CGROUPS)]
-    groups += [
-        (f, "memory.limit_in_bytes", "memory.usage_in_bytes") for f in _own_cgroups("memory", _CGROUPS / "memory")
-    ]
+    groups = [(f, "memory.max", "memory.current") for f in _own_cgroups("")]
+    groups += [(f, "memory.limit_in_bytes", "memory.usage_in_bytes") for f in _own_cgroups("memory")]
     for folder, limit_name, used_name in groups:
         limit, used = read(folder / limit_name) or "max", read(folder / used_name) or ""
         if limit.isdecimal() and used.isdecimal():
@@ -87,5 +91,5 @@ def available_memory() -> int | None:
 
 def huge_pages() -> str | None:
     """Return the system's setting for transparent huge pages: always, madvise or never."""
-    match = re.search(r"\[(\w+)\]", read(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or "")
+    match = re.search(r"\[(\w+)\]", read(_SYS / "kernel/mm/transparent_hugepage/enabled") or "")
     return match[1] if match else None

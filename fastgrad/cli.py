@@ -382,6 +382,18 @@ def warmup(
     print(report)
 
 
+@app.command(help="Say what this machine can do for the kernels, and why not more.")
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure copying and matrix products: about a second.")
+    ] = False,
+) -> None:
+    """Print the report of `fastgrad.doctor`."""
+    import fastgrad
+
+    print(fastgrad.doctor(measure=measure))
+
+
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the loss diverged, 2 a wrong input or option, 130 stopped by Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):

@@ -384,10 +384,16 @@ _parallel_lock = threading.Lock()
 
 
 @functools.cache
+def threading_layer() -> str:
+    """Return which of Numba's threading layers runs the threads: tbb, omp or workqueue."""
+    _runner(True)
+    return numba.threading_layer()
+
+
+@functools.cache
 def _needs_lock() -> bool:
     """Say whether the threading layer can't be entered from two Python threads at once."""
-    _runner(True)
-    return numba.threading_layer() == "workqueue"
+    return threading_layer() == "workqueue"
 
 
 def prepare() -> None:
@@ -409,6 +415,12 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):
     # OpenMP's pool does not survive a fork: using it there ends the process. The child computes on one thread instead.
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def pool_lost() -> bool:
+    """Say whether this process was forked from one that had run kernels, and computes on one thread."""
+    return _pool_lost
+
 
 _threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
