@@ -140,6 +140,14 @@ def test_cores_left_out_by_affinity(system, monkeypatch):
         ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/b/cpu.max": "150000 100000"}, 1.5),
         ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "250000 100000"}, 2.5),  # of one around it
         ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "max 100000"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/cpu.max": "250000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+            },
+            2.5,
+        ),
         ({"proc/self/cgroup": "0::/of/the/host", "sys/fs/cgroup/cpu.max": "200000 100000"}, 2.0),
         ({"sys/fs/cgroup/cpu.max": "200000 100000"}, 2.0),
         (
