@@ -1,8 +1,8 @@
 """Compile ahead: `warmup` and its report.
 
-On an empty cache the 168 kernels of float32 took 20.5 s in one process and 11.4 s in two (two cores of a Zen
-4 server); from a filled cache 0.6 s, in one. Numba compiles under a global lock, so only processes help: each costs
-0.7 s for its start, and leaves its kernels in the cache, from where this process loads them in 2 ms each.
+On an empty cache the 168 kernels of float32 took 20.5 s in one process and 11.4 s in two (two cores of a Zen 5 server);
+from a filled cache 0.6 s, in one. Numba compiles under a global lock, so only processes help: each costs 0.7 s for its
+start, and leaves its kernels in the cache, from where this process loads them in 2 ms each.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
 
     Args:
         names: public functions ("lstm", "adam_step", ...), kinds of activation ("gelu", ...), layers and optimizers
-            ("Linear", "Adam", ...). None stands for all of them.
+            ("Linear", "Adam", ...). Without any: all of them.
         dtype: float32 or float64.
         processes: at most so many, this one included; 1 starts none. None: as many as there are processors, as far as
             there is work for them.
@@ -207,7 +207,7 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
     missing = deque(name for name, (f, key) in jobs.items() if key not in f.kernels and not f.is_cached(key))
     helpers = _helpers(len(missing), processes) if state.written else 0
     done: dict[str, KernelReport] = {}
-    with _help(helpers, [str(state.written), dtype.name, *plain], missing, done) as helped:
+    with _help(helpers, [str(state.written), dtype.name, *plain], missing, done) as team:
         before = len(runtime.builds)
         runtime.prepare()
         runners = [_report(build) for build in runtime.builds[before:]]
@@ -219,7 +219,8 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
     reports = (*runners, *(done[name] for name in jobs))
     folder = state.written or next(iter(state.folders), None)
     seconds = time.perf_counter() - start
-    return WarmupReport(reports, seconds, 1 + len(helped), folder, state.written is not None, state.trouble)
+    processes = 1 + sum(helper.helped for helper in team)
+    return WarmupReport(reports, seconds, processes, folder, state.written is not None, state.trouble)
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
@@ -263,60 +264,70 @@ def _helpers(missing: int, processes: int | None) -> int:
     return max(0, min(wanted, missing // SMALLEST_SHARE) - 1) if python else 0
 
 
+class _Helper:
+    """A process that takes names off `pending` and compiles them into the cache, and the thread that talks to it.
+
+    What goes wrong with it costs its help: what is not `done` is left to the caller.
+    """
+
+    def __init__(self, arguments: list[str], pending: deque[str], done: dict[str, KernelReport]):
+        self.pending, self.done = pending, done
+        self.busy = False  # has a kernel, or is about to find that there is none left
+        self.helped = False
+        # The program's own file is not run again, as multiprocessing would: it may lack `if __name__ == "__main__"`.
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        code = f"import sys; sys.path[:] = {path!r}; from fastgrad._warmup import serve; serve(*{arguments!r})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.thread = threading.Thread(target=self._feed, daemon=True)
+        self.thread.start()
+
+    def _feed(self) -> None:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin and stdout
+        with contextlib.suppress(OSError, ValueError), stdin, stdout:
+            answer = _answer(stdout)  # it is ready
+            self.busy = True
+            while answer is not None and (name := _next(self.pending)) is not None:
+                stdin.write(f"{name}\n")
+                stdin.flush()
+                answer = _answer(stdout)
+                if answer is not None:
+                    self.done[name] = KernelReport(name, *json.loads(answer))
+                    self.helped = True
+        self.busy = False
+
+    def finish(self) -> None:
+        """Wait for its last kernel; one that is still starting is not waited for."""
+        if self.busy:
+            self.thread.join(LONGEST_WAIT)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @contextlib.contextmanager
 def _help(
     count: int, arguments: list[str], pending: deque[str], done: dict[str, KernelReport]
-) -> Iterator[set[subprocess.Popen[str]]]:
-    """Let `count` processes take names off `pending` and compile them into the cache, until the block ends.
-
-    Gives the set of those that did.
-    What goes wrong with one of them costs its help: what is not `done` is left to the caller.
-    """
-    # The program's own file is not run again, as multiprocessing would: it may have no `if __name__ == "__main__"`.
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    code = f"import sys; sys.path[:] = {path!r}; from fastgrad._warmup import serve; serve(*{arguments!r})"
-    helped: set[subprocess.Popen[str]] = set()
-    busy: set[subprocess.Popen[str]] = set()
-    team: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+) -> Iterator[list[_Helper]]:
+    """Let `count` processes help until the block ends."""
+    team: list[_Helper] = []
     try:
         for _ in range(count):
             with contextlib.suppress(OSError):
-                process = subprocess.Popen(
-                    [sys.executable, "-c", code],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                )  # fmt: skip
-                thread = threading.Thread(target=_feed, args=(process, busy, helped, pending, done), daemon=True)
-                team.append((process, thread))
-                thread.start()
-        yield helped
-        for process, thread in team:
-            if process in busy:  # with its last kernel; one that is still starting is not waited for
-                thread.join(LONGEST_WAIT)
+                team.append(_Helper(arguments, pending, done))
+        yield team
+        for helper in team:
+            helper.finish()
     finally:
-        for process, _ in team:
-            process.kill()
-            process.wait()
-
-
-def _feed(
-    process: subprocess.Popen[str],
-    busy: set[subprocess.Popen[str]],
-    helped: set[subprocess.Popen[str]],
-    pending: deque[str],
-    done: dict[str, KernelReport],
-) -> None:
-    assert process.stdin and process.stdout
-    with contextlib.suppress(OSError, ValueError), process.stdin, process.stdout:
-        answer = _answer(process.stdout)  # it is ready
-        busy.add(process)
-        while answer is not None and (name := _next(pending)) is not None:
-            process.stdin.write(f"{name}\n")
-            process.stdin.flush()
-            answer = _answer(process.stdout)
-            if answer is not None:
-                done[name] = KernelReport(name, *json.loads(answer))
-                helped.add(process)
-    busy.discard(process)
+        for helper in team:
+            helper.end()
 
 
 def _answer(lines: Iterable[str]) -> str | None:
@@ -331,7 +342,7 @@ def serve(folder: str, dtype: str, *names: str) -> None:
     if str(runtime.cache_state().written) != folder:
         return  # Numba was configured from inside the other process: what is compiled here would not be found there
     jobs = plan(names, np.dtype(dtype))
-    runtime.prepare()
+    runtime.addresses([np.empty(1)] * 8)  # Numba's own start is not to count as the first kernel's time
     print(ANSWER, flush=True)
     for line in sys.stdin:
         made = _make(line.strip(), jobs)

@@ -343,7 +343,7 @@ def kernel(function: Callable[..., Callable[..., None]]) -> Callable[..., Kernel
         return found
 
     name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-    parameters = {p: str(t) for p, t in function.__annotations__.items() if p != "return"}
+    parameters = {name: type_ for name, type_ in function.__annotations__.items() if name != "return"}
     factory = factories[name] = Factory(name, get, parameters, kernels)
     return get
 
