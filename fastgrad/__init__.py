@@ -31,6 +31,8 @@ from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
     from fastgrad import init, layers
+    from fastgrad._doctor import doctor
+    from fastgrad._warmup import warmup
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
 
@@ -49,6 +51,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
+    "doctor",
     "geglu",
     "geglu_backward",
     "get_backend",
@@ -78,6 +81,7 @@ __all__ = [
     "subnormals",
     "swiglu",
     "swiglu_backward",
+    "warmup",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
@@ -87,7 +91,9 @@ _LAZY_NAMES = {
     "AdamW": "optim",
     "RMSprop": "optim",
     "SGD": "optim",
+    "doctor": "_doctor",
     "set_num_threads": "threads",
+    "warmup": "_warmup",
 }
 
 

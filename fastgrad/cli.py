@@ -1,4 +1,4 @@
-"""The command line: `fastgrad train`. Options and their help are here; the work is in `fastgrad.training`.
+"""The command line: `fastgrad train`, `warmup` and `doctor`. Options and their help are here, the work is elsewhere.
 
 Whatever a person got wrong is one line on stderr and exit status 2. Kernels, matplotlib and the like are imported only
 by the command that needs them, so that `--help` and `--version` answer at once.
@@ -346,6 +346,52 @@ def train(
         )
     )
     raise typer.Exit(status)
+
+
+@app.command(help="Compile kernels ahead, or load them from the cache, and say what that took.")
+def warmup(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Functions (lstm, adam_step, ...), kinds of activation (gelu, ...), layers or optimizers (Adam, ...).",
+            show_default="all",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", metavar="float32|float64", help="Precision of the arrays.")
+    ] = Dtype.float32,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            show_default="one per processor, as far as there is work for them",
+            help="Compile in at most so many processes. 1 gives the cleanest times.",
+        ),
+    ] = None,
+) -> None:
+    """Print the report of `fastgrad.warmup`."""
+    import fastgrad
+
+    try:
+        report = fastgrad.warmup(*names or (), dtype=dtype.value, processes=processes)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    print(report)
+
+
+@app.command(help="Say what this machine can do for the kernels, and why not more.")
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure copying and matrix products: about a second.")
+    ] = False,
+) -> None:
+    """Print the report of `fastgrad.doctor`."""
+    import fastgrad
+
+    print(fastgrad.doctor(measure=measure))
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ A kernel is a Python function `kernel(block, pointers)` that Numba compiles to a
 
 The compile cache can't serve a stale kernel: the name of its folder is a hash of every source file in this package, of
 the versions of Numba and LLVM, and of the processor. It lies in $FASTGRAD_CACHE_DIR, else in the user's cache folder,
-else in a private folder under the temporary one; where nothing can be written, each process compiles anew.
+else in a private folder under the temporary one. A filled one that can't be written is read; where there is none, each
+process compiles anew. Code is loaded from nothing that other users could have written (root excepted).
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import hashlib
 import os
 import pickle
 import shutil
+import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,34 +109,85 @@ def source_hash() -> str:
     return digest.hexdigest()[:32]
 
 
-def _usable(root: Path, folder: Path) -> bool:
-    """Create `folder` below `root`, private to this user, and say whether files can be written into it."""
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """Where compiled kernels are kept.
+
+    folders : of these sources, to load from; where there are several, the first that has the kernel serves
+    written : the one of them that new kernels are put into, or None
+    trouble : for each folder that was passed over or can't be written, why
+    """
+
+    folders: tuple[Path, ...]
+    written: Path | None
+    trouble: tuple[str, ...]
+
+
+def _distrust(status: os.stat_result) -> str | None:
+    """Say why no code may be loaded from a file or folder: others than this user and root could have written it."""
+    if not hasattr(os, "getuid"):
+        return None
+    own = status.st_uid == os.getuid()
+    if not own and status.st_uid != 0:
+        return f"belongs to another user (uid {status.st_uid})"
+    others = stat.S_IWOTH if own else stat.S_IWOTH | stat.S_IWGRP
+    # In a sticky folder others can add files, which are looked at one by one, but not replace any.
+    if status.st_mode & others and not status.st_mode & stat.S_ISVTX:
+        return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):o}); chmod go-w makes it usable"
+    return None
+
+
+def _writable(folder: Path) -> bool:
     try:
-        for path in (root, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
-                return False  # code is loaded from here: never from what another user can replace
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
         return False
 
 
-@functools.cache
-def cache_folder() -> Path | None:
-    """Return the folder of this generation of compiled kernels, or None where nothing can be written."""
-    if "FASTGRAD_CACHE_DIR" in os.environ:
-        roots = [Path(os.environ["FASTGRAD_CACHE_DIR"])]
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-        roots = [Path(home) / "fastgrad", Path(tempfile.gettempdir()) / f"fastgrad-{user}"]
-    for root in roots:
-        folder = root / source_hash()
-        if _usable(root, folder):
-            _prune(root, folder)
-            return folder
+def _unusable(root: Path, folder: Path) -> str | None:
+    """Create `folder` below `root`, private to this user, where it is missing; say why it can't be read."""
+    try:
+        for path in (root, folder):
+            if not path.is_dir():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            distrust = _distrust(path.stat())
+            if distrust:
+                return f"{path} {distrust}"
+    except OSError as error:
+        return f"{folder} can't be made: {error.strerror}"
     return None
+
+
+def _roots() -> list[Path]:
+    if "FASTGRAD_CACHE_DIR" in os.environ:
+        return [Path(os.environ["FASTGRAD_CACHE_DIR"])]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return [Path(home) / "fastgrad", Path(tempfile.gettempdir()) / f"fastgrad-{user}"]
+
+
+@functools.cache
+def cache_state() -> CacheState:
+    """Return where compiled kernels are kept, settled at the first call in a process."""
+    folders: list[Path] = []
+    trouble: list[str] = []
+    for root in _roots():
+        folder = root / source_hash()
+        why = _unusable(root, folder)
+        if why is None:
+            folders.append(folder)
+            if _writable(folder):
+                _prune(root, folder)
+                return CacheState(tuple(folders), folder, tuple(trouble))
+            why = f"{folder} can't be written"
+        trouble.append(why)
+    return CacheState(tuple(folders), None, tuple(trouble))
+
+
+def cache_folder() -> Path | None:
+    """Return the folder that new kernels are put into, or None where nothing can be written."""
+    return cache_state().written
 
 
 def _prune(root: Path, current: Path) -> None:
@@ -155,40 +210,70 @@ class _Cache:
 
     def __init__(self, name: str, source: str | None = None):
         self.name = name
+        self.loaded = False
         self.salt = b""
         if source is not None and Path(source).parent != Path(__file__).parent:
             self.salt = Path(source).read_bytes()
 
-    def _path(self, signature: object) -> Path | None:
-        folder = cache_folder()
+    def _file(self, signature: object) -> str:
         digest = hashlib.sha256(f"{self.name}{signature}".encode() + self.salt).hexdigest()[:24]
-        return folder and folder / f"{self.name.split('(')[0]}-{digest}.bin"
+        return f"{self.name.split('(')[0]}-{digest}.bin"
 
-    def load_overload(self, signature: object, target_context: Any) -> Any:
-        path = self._path(signature)
-        if path is None:
-            return None
+    def _read(self, path: Path) -> bytes | None:
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                if _distrust(os.fstat(file.fileno())):
+                    return None
+                content = file.read()
         except OSError:
             return None
         checksum, payload = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
-        if hashlib.sha256(payload).digest() != checksum:
-            return None  # damaged: compile anew, and replace it
-        target_context.refresh()  # defines the symbols that the code may refer to
-        return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        # A damaged file: compile anew, and replace it.
+        return payload if hashlib.sha256(payload).digest() == checksum else None
+
+    def has(self, signature: object) -> bool:
+        """Say whether there is a file to load."""
+        return any((folder / self._file(signature)).exists() for folder in cache_state().folders)
+
+    def load_overload(self, signature: object, target_context: Any) -> Any:
+        for folder in cache_state().folders:
+            payload = self._read(folder / self._file(signature))
+            if payload is not None:
+                target_context.refresh()  # defines the symbols that the code may refer to
+                self.loaded = True
+                return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        return None
 
     def save_overload(self, signature: object, result: Any) -> None:
-        path = self._path(signature)
-        if path is None or result.library.has_dynamic_globals:
+        written = cache_state().written
+        if written is None or result.library.has_dynamic_globals:
             return
         payload = pickle.dumps(result._reduce(), protocol=pickle.HIGHEST_PROTOCOL)
         # Written aside and renamed: processes that compile at the same time don't see each other's half. A full disk
         # costs the next process a compilation, not this one its result.
-        with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            file = Path(folder) / path.name
+        with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=written) as folder:
+            file = Path(folder) / self._file(signature)
             file.write_bytes(hashlib.sha256(payload).digest() + payload)
-            os.replace(file, path)
+            os.replace(file, written / file.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A function made ready to run: compiled, or else loaded from the cache. seconds : what that took."""
+
+    name: str
+    compiled: bool
+    seconds: float
+
+
+builds: list[Build] = []  # all of this process, in their order
+
+
+@contextlib.contextmanager
+def _recorded(cache: _Cache) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    builds.append(Build(cache.name, not cache.loaded, time.perf_counter() - start))
 
 
 # --- kernels
@@ -211,32 +296,59 @@ class Kernel:
         self.name = name
         unique_symbol(function, name)
         compiled = CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS))
-        compiled._cache = _Cache(name, function.__code__.co_filename)  # type: ignore[attr-defined]
-        compiled.compile()
+        compiled._cache = cache = _Cache(name, function.__code__.co_filename)  # type: ignore[attr-defined]
+        with _recorded(cache):
+            compiled.compile()
         self._compiled = compiled  # owns the machine code
         self.address = int(compiled.address)  # type: ignore[arg-type]
 
 
-def kernel(factory: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]:
+@dataclass(frozen=True, slots=True)
+class Factory:
+    """What makes the kernels of one kind.
+
+    get : get(*key) returns the kernel of a key
+    parameters : names of what a key holds -> their types
+    kernels : those that this process has, by key
+    """
+
+    name: str
+    get: Callable[..., Kernel]
+    parameters: dict[str, str]
+    kernels: dict[Hashable, Kernel]
+
+    def kernel_name(self, key: Sequence[Hashable]) -> str:
+        return f"{self.name}({','.join(k.name if isinstance(k, np.dtype) else str(k) for k in key)})"
+
+    def is_cached(self, key: Sequence[Hashable]) -> bool:
+        """Say whether the cache has a kernel of this package."""
+        return _Cache(self.kernel_name(key)).has(SIGNATURE)
+
+
+factories: dict[str, Factory] = {}  # of the modules imported so far, by name
+
+
+def kernel(function: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]:
     """Make a factory of kernels compile each of its kernels once.
 
-    `factory(*key)` returns the Python function of the kernel for that key: a dtype, a kind of activation, ...
+    `function(*key)` returns the Python function of the kernel for that key: a dtype, a kind of activation, ...
     """
     lock = threading.Lock()
     kernels: dict[Hashable, Kernel] = {}
 
-    @functools.wraps(factory)
+    @functools.wraps(function)
     def get(*key: Hashable) -> Kernel:
         found = kernels.get(key)
         if found is None:
             with lock:
                 found = kernels.get(key)
                 if found is None:
-                    words = ",".join(k.name if isinstance(k, np.dtype) else str(k) for k in key)
-                    name = f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}({words})"
-                    found = kernels[key] = Kernel(factory(*key), name)
+                    found = kernels[key] = Kernel(function(*key), factory.kernel_name(key))
         return found
 
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+    parameters = {name: type_ for name, type_ in function.__annotations__.items() if name != "return"}
+    factory = factories[name] = Factory(name, get, parameters, kernels)
     return get
 
 
@@ -274,8 +386,9 @@ def _run_serial(address, blocks, pointers, flush):
 def _compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
     """Compile a function of int64 arguments for calls from Python."""
     dispatcher = numba.njit(**INNER, parallel=parallel)(function)
-    dispatcher._cache = _Cache(f"runtime.{function.__name__}")
-    dispatcher.compile(types.void(*[types.int64] * function.__code__.co_argcount))
+    dispatcher._cache = cache = _Cache(f"runtime.{function.__name__}")
+    with _recorded(cache):
+        dispatcher.compile(types.void(*[types.int64] * function.__code__.co_argcount))
     dispatcher.disable_compile()
     return dispatcher
 
@@ -289,10 +402,24 @@ _parallel_lock = threading.Lock()
 
 
 @functools.cache
+def threading_layer() -> str:
+    """Return which of Numba's threading layers runs the threads: tbb, omp or workqueue."""
+    _runner(True)
+    return numba.threading_layer()
+
+
+@functools.cache
 def _needs_lock() -> bool:
     """Say whether the threading layer can't be entered from two Python threads at once."""
-    _runner(True)
-    return numba.threading_layer() == "workqueue"
+    return threading_layer() == "workqueue"
+
+
+def prepare() -> None:
+    """Make ready what runs kernels: the loops over blocks and the reader of addresses."""
+    _runner(False)
+    if max_threads() > 1:
+        _runner(True)
+    _address_reader()
 
 
 _pool_lost = False  # in the child of a fork, which has none of its parent's threads
@@ -306,6 +433,12 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):
     # OpenMP's pool does not survive a fork: using it there ends the process. The child computes on one thread instead.
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def pool_lost() -> bool:
+    """Say whether this process was forked from one that had run kernels, and computes on one thread."""
+    return _pool_lost
+
 
 _threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 

@@ -35,9 +35,10 @@ def copied_package(tmp_path):
     return site
 
 
-def run(code: str, site: Path, **environment: str) -> str:
+def run(code: str, site: Path, *arguments: str, **environment: str) -> str:
     env = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=site, timeout=300)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=site, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -90,11 +91,142 @@ def test_a_home_that_cannot_be_written_falls_back(copied_package, tmp_path):
     assert run(code, copied_package, **environment).startswith(f"3.0 {temporary}")
 
 
+# Permissions don't bind root, which tests may run as: the probe that writes a file is told to fail instead.
+READ_ONLY = """
+from fastgrad.kernels import runtime
+runtime._writable = lambda folder: {writable}
+import numpy as np, fastgrad
+print(fastgrad.activation(np.ones(3), "relu6").sum(), fastgrad.activation(np.ones(3), "{kind}").sum())
+print([b.compiled for b in runtime.builds], runtime.cache_folder(), *runtime.cache_state().trouble, sep="\\n")
+"""
+
+
+def test_a_filled_cache_that_cannot_be_written_is_read(copied_package, tmp_path):
+    cache = tmp_path / "cache"
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    before = files(cache)
+    code = READ_ONLY.format(writable=False, kind="relu6")
+    out = run(code, copied_package, FASTGRAD_CACHE_DIR=str(cache)).splitlines()
+    (folder,) = cache.iterdir()
+    assert out == ["3.0 3.0", "[False, False]", "None", f"{folder} can't be written"]
+    out = run(READ_ONLY.format(writable=False, kind="relu"), copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    assert "[False, False, True]" in out
+    assert files(cache) == before
+
+
+def test_what_a_home_that_cannot_be_written_lacks_is_kept_elsewhere(copied_package, tmp_path):
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {"XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary)}
+    prepare = "import os; os.environ.pop('FASTGRAD_CACHE_DIR', None);"
+    run(prepare + CALL, copied_package, **environment)
+    before = files(home)
+    assert before and not files(temporary)
+    code = prepare + READ_ONLY.format(writable=f"str(folder).startswith({str(temporary)!r})", kind="relu")
+    for compiled in (True, False):
+        out = run(code, copied_package, **environment).splitlines()
+        assert out[:2] == ["3.0 3.0", f"[False, False, {compiled}]"] and out[2].startswith(str(temporary))
+    assert files(home) == before and len(files(temporary)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes on this system")
+@pytest.mark.parametrize("what", ["root", "folder", "files"])
+def test_nothing_is_loaded_that_others_can_write(what, copied_package, tmp_path):
+    cache = tmp_path / "cache"
+    run(CALL, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    (folder,) = cache.iterdir()
+    for path in {"root": [cache], "folder": [folder], "files": list(files(cache))}[what]:
+        path.chmod(path.stat().st_mode | 0o002)
+    code = READ_ONLY.format(writable=True, kind="relu6")
+    out = run(code, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+    assert "[True, True]" in out
+    if what != "files":
+        assert "can be written by other users" in out and "\nNone\n" in out
+    else:  # they were replaced
+        assert "[False, False]" in run(code, copied_package, FASTGRAD_CACHE_DIR=str(cache))
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes on this system")
+@pytest.mark.parametrize(
+    ("owner", "mode", "trusted"),
+    [
+        (1000, 0o700, True),
+        (1000, 0o775, True),
+        (1000, 0o777, False),
+        (1000, 0o1777, True),
+        (0, 0o755, True),
+        (0, 0o775, False),
+        (0, 0o757, False),
+        (1001, 0o700, False),
+        (1001, 0o755, False),
+    ],
+)
+def test_code_comes_from_this_user_or_root(owner, mode, trusted, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    status = os.stat_result((0o40000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    assert (runtime._distrust(status) is None) == trusted
+
+
 def test_processes_that_compile_at_once_do_not_disturb_each_other(copied_package, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(copied_package), "FASTGRAD_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", CALL]
     processes = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert all(p.communicate(timeout=300)[0].startswith("3.0 ") and p.returncode == 0 for p in processes)
+
+
+PRODUCT = """
+import sys, numpy as np, fastgrad
+from fastgrad.kernels import matmul_cpu
+fastgrad.set_num_threads(1)
+rng = np.random.default_rng(0)
+for dtype in sys.argv[1:]:
+    a, b, out = (rng.standard_normal(shape).astype(dtype) for shape in ((33, 40), (40, 50), (33, 50)))
+    matmul_cpu.matmul(a, b, out)
+    np.testing.assert_allclose(out, a @ b, atol=1e-4, err_msg=dtype)
+"""
+
+
+def test_code_that_processes_compiled_apart_works_together(tmp_path):
+    """As after `pytest -n 2` on an empty cache, where each process compiled what it met first.
+
+    The folders are filled apart and then put together: a process that finds anything in the cache compiles, and so
+    numbers, other functions than one that finds nothing.
+    """
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    run(PRODUCT, PACKAGE.parent, "float32", FASTGRAD_CACHE_DIR=str(cache))
+    run(PRODUCT, PACKAGE.parent, "float64", FASTGRAD_CACHE_DIR=str(other))
+    for path in files(other):
+        shutil.copy(path, cache / path.relative_to(other))
+    before = files(cache)
+    for order in (("float32", "float64"), ("float64", "float32")):
+        run(PRODUCT, PACKAGE.parent, *order, FASTGRAD_CACHE_DIR=str(cache))
+    assert files(cache) == before
+
+
+SYMBOLS = r"""
+import re
+import llvmlite.binding as llvm, numpy as np
+from fastgrad.kernels import adam_cpu, lstm_cpu, matmul_cpu, norm_cpu, prelu_cpu, runtime
+dtypes = [np.dtype(np.float32), np.dtype(np.float64)]
+kernels = [matmul_cpu._product(d, packed) for d in dtypes for packed in (False, True)]
+kernels += [get(d) for d in dtypes for get in (lstm_cpu._forward, norm_cpu._sum_squares)]
+kernels += [get(d, False) for d in dtypes for get in (matmul_cpu._pack, prelu_cpu._across)]
+kernels += [adam_cpu._step(d, False, False) for d in dtypes]
+code = {}
+for kernel in kernels:
+    module = llvm.parse_assembly(kernel._compiled._library.get_llvm_str())
+    for function in module.functions:
+        if not function.is_declaration:
+            symbol = re.sub(r"B\d+v\d+", "", function.name, count=1)
+            text = [f"{i.opcode} {i.type}" for block in function.blocks for i in block.instructions]
+            assert code.setdefault(symbol, text) == text, f"{kernel.name}: {symbol} names two functions"
+print(len(code))
+"""
+
+
+def test_a_symbol_names_one_code_without_the_number_that_numba_gave_it(tmp_path):
+    """Functions inside kernels too: these numbers are of one process, and what it compiled is loaded by others."""
+    assert int(run(SYMBOLS, PACKAGE.parent, FASTGRAD_CACHE_DIR=str(tmp_path))) > 2 * 14
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -139,6 +271,17 @@ def test_set_num_threads_leaves_numba_alone():
     for wrong, error in ((0, ValueError), (most + 1, ValueError), (1.5, TypeError), ("2", TypeError)):
         with pytest.raises(error, match="n: expected"):
             fastgrad.set_num_threads(wrong)
+
+
+def test_numba_num_threads_is_honoured():
+    code = (
+        "import numpy as np, fastgrad\n"
+        "from fastgrad.threads import get_num_threads\n"
+        "assert fastgrad.global_norm([np.ones(1 << 18)]) == 512\n"
+        "try:\n    fastgrad.set_num_threads(2)\nexcept ValueError as error:\n    print(get_num_threads(), error)"
+    )
+    out = run(code, PACKAGE.parent, NUMBA_NUM_THREADS="1")
+    assert out.startswith("1 n: expected 1 to 1 threads, got 2;") and out.endswith("variable NUMBA_NUM_THREADS")
 
 
 # --- memory that is used again

@@ -1,0 +1,313 @@
+"""Say what this machine can do, and why not more: `doctor` and its report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from fastgrad import _machine
+from fastgrad._dispatch import get_backend
+
+# What the kernels use of a processor, best first: feature in LLVM's name, in that of /proc/cpuinfo, name, bytes.
+VECTORS = (
+    ("+avx512f", "avx512f", "AVX-512", 64),
+    ("+avx2", "avx2", "AVX2", 32),
+    ("+avx", "avx", "AVX", 32),
+    ("+sse2", "sse2", "SSE2", 16),
+    ("+neon", "asimd", "NEON", 16),
+)
+LAYERS = {
+    "tbb": "TBB: several Python threads can run kernels at once",
+    "omp": "OpenMP: several Python threads can run kernels at once",
+    "workqueue": "workqueue: parallel kernels of several Python threads take turns",
+}
+PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch")
+CUPY = ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x")
+MEASURED_BYTES = 1 << 26  # of each array that is copied: past most caches
+MEASURED_SECONDS = 0.12  # for each of six figures
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a report.
+
+    topic: what it is about, "threads" for instance.
+    value: what was found.
+    advice: what to do where that is a limit; "" where there is nothing to do.
+    """
+
+    topic: str
+    value: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What `doctor` found; print it. `report["threads"]` is the finding of a topic."""
+
+    findings: tuple[Finding, ...]
+
+    def __getitem__(self, topic: str) -> Finding:
+        for finding in self.findings:
+            if finding.topic == topic:
+                return finding
+        raise KeyError(f"{topic!r}: expected one of {', '.join(f.topic for f in self.findings)}")
+
+    def __str__(self) -> str:
+        width = max(len(finding.topic) for finding in self.findings)
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.topic:{width}}  {finding.value}")
+            if finding.advice:
+                lines.append(f"{'':{width}}  -> {finding.advice}")
+        return "\n".join(lines)
+
+
+def doctor(measure: bool = False) -> DoctorReport:
+    """Say what this machine can do for the kernels, and what keeps them from doing more.
+
+    Looks at the processor and its vectors, cores, threads and the threading layer, the compile cache, huge pages,
+    memory, versions and the GPU. Nothing is changed, and nothing missing is an error: what can't be found out is said.
+
+    Args:
+        measure: also spend about a second on what is reached: copying with stores past the caches, and matrix products
+            in float32 and float64, on one thread and on all that are set. Takes 150 MB. Let nothing else run meanwhile.
+
+    Returns:
+        A report; `print` shows it, one line for each topic, with advice under those that name a limit.
+    """
+    sections: list[tuple[str, Callable[[], Finding]]] = [
+        ("versions", versions),
+        ("processor", lambda: Finding("processor", f"{_machine.processor()} ({platform.machine() or 'unknown'})")),
+        ("vectors", vectors),
+        ("cores", cores),
+        ("threads", threads),
+        ("threading layer", threading_layer),
+        ("compile cache", compile_cache),
+        ("huge pages", huge_pages),
+        ("memory", memory),
+        ("backend", backend),
+        ("gpu", gpu),
+    ]
+    if measure:
+        sections += [
+            ("copy", measured_copy),
+            ("product float32", lambda: measured_product("float32")),
+            ("product float64", lambda: measured_product("float64")),
+        ]
+    return DoctorReport(tuple(_examined(topic, section) for topic, section in sections))
+
+
+def _examined(topic: str, section: Callable[[], Finding]) -> Finding:
+    # A broken installation is what this is called for: whatever a part of it raises belongs into the report.
+    try:
+        return section()
+    except Exception as error:
+        message = " ".join(str(error).split())
+        advice = "Numba can't be used: pip install --upgrade fastgrad numba" if isinstance(error, ImportError) else ""
+        return Finding(topic, f"not known: {type(error).__name__}: {message}", advice)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> Finding:
+    import fastgrad
+
+    found = [(name, _version(name)) for name in PACKAGES]
+    numbers = [f"{name} {number}" for name, number in found if number is not None]
+    own = f"fastgrad {fastgrad.__version__}, python {platform.python_version()}"
+    return Finding("versions", ", ".join([own, *numbers]))
+
+
+def vectors() -> Finding:
+    from fastgrad.kernels import runtime
+
+    triple, _, features = runtime.target()
+    used = set(features.split(","))
+    if triple.startswith(("aarch64", "arm64")):
+        used.add("+neon")  # part of the architecture
+    rank = next((i for i, row in enumerate(VECTORS) if row[0] in used), None)
+    if rank is None:
+        return Finding("vectors", "none that fastgrad knows: whatever LLVM makes of the kernels")
+    _, _, title, size = VECTORS[rank]
+    value = f"{title}: {size} bytes, {size // 4} float32 or {size // 8} float64 at once"
+    better = [row[2] for row in VECTORS[:rank] if row[1] in _machine.processor_flags()]
+    if better:
+        names = [name for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX") if name in os.environ]
+        how = f"unset {' and '.join(names)}" if names else "LLVM holds it back, or Numba's configuration does"
+        return Finding("vectors", value, f"the processor has {better[0]}, which Numba does not use: {how}")
+    if rank:
+        value += "; the processor has no wider ones that kernels use"
+    if triple.startswith(("x86_64", "i686")) and "+fma" not in used:
+        return Finding("vectors", value, "no fused multiply-add: it is a function call here, and all kernels are slow")
+    return Finding("vectors", value)
+
+
+def cores() -> Finding:
+    total, allowed, quota = _machine.cores(), _machine.allowed_cores(), _machine.cpu_quota()
+    value = f"{allowed} of the machine's {total}"
+    limits = []
+    if allowed < total:
+        limits.append("the affinity of this process leaves some out (taskset, a job scheduler, docker --cpuset-cpus)")
+    if quota is not None:
+        value += f", {quota:g} processors' worth of time"
+        if quota < allowed:
+            limits.append("the control group limits the time (docker --cpus): more threads than that get paused")
+    return Finding("cores", value, "; ".join(limits))
+
+
+def threads() -> Finding:
+    from fastgrad.kernels import runtime
+
+    used, most, usable = runtime.num_threads(), runtime.max_threads(), _machine.usable_cores()
+    value = f"{used} of at most {most}"
+    if "NUMBA_NUM_THREADS" in os.environ:
+        value += f", NUMBA_NUM_THREADS={os.environ['NUMBA_NUM_THREADS']}"
+    if runtime.pool_lost():
+        return Finding(
+            "threads",
+            f"{value}: the threads stayed behind in the parent of this process",
+            "start processes with 'spawn', or fork before the first kernel runs",
+        )
+    if used > usable:
+        advice = f"more than the {usable} that can run at once get in each other's way: set_num_threads({usable})"
+        return Finding("threads", value, advice)
+    if most < usable:
+        return Finding("threads", value, f"{usable} could run at once: set NUMBA_NUM_THREADS={usable}, or unset it")
+    if used < min(most, usable):
+        return Finding("threads", value, f"{usable} could run at once: fastgrad.set_num_threads({min(most, usable)})")
+    return Finding("threads", value)
+
+
+def threading_layer() -> Finding:
+    from fastgrad.kernels import runtime
+
+    if runtime.max_threads() == 1:
+        return Finding("threading layer", "none: there is one thread")
+    if runtime.pool_lost():
+        return Finding("threading layer", "not used after the fork")
+    layer = runtime.threading_layer()
+    advice = "pip install tbb, or install OpenMP's library (libgomp, libomp)" if layer == "workqueue" else ""
+    return Finding("threading layer", LAYERS.get(layer, layer), advice)
+
+
+def compile_cache() -> Finding:
+    from fastgrad.kernels import runtime
+
+    state = runtime.cache_state()
+    wanted = "set FASTGRAD_CACHE_DIR to a folder that this user owns and can write"
+    trouble = "; ".join(state.trouble)
+    if not state.folders:
+        return Finding("compile cache", "none, each process compiles anew", f"{trouble}: {wanted}")
+    parts = []
+    for folder in state.folders:
+        sizes = [path.stat().st_size for path in folder.glob("*.bin")]
+        kept = "" if folder == state.written else ", read only"
+        parts.append(f"{folder}: {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB{kept}")
+    if state.written is None:
+        parts.append("what is not there each process compiles anew")
+    return Finding("compile cache", "; ".join(parts), f"{trouble}: {wanted}" if trouble else "")
+
+
+def huge_pages() -> Finding:
+    setting = _machine.huge_pages()
+    if setting is None:
+        return Finding("huge pages", "not known on this system")
+    if setting == "never":
+        return Finding(
+            "huge pages",
+            "never: large arrays lie on pages of 4 KB, which makes kernels up to 1.7 times slower",
+            "as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    if setting == "madvise" and os.environ.get("NUMPY_MADVISE_HUGEPAGE") == "0":
+        return Finding("huge pages", "madvise, but NumPy is told not to ask", "unset NUMPY_MADVISE_HUGEPAGE")
+    asked = ": NumPy asks for them for its large arrays" if setting == "madvise" else ""
+    return Finding("huge pages", f"{setting}{asked}")
+
+
+def memory() -> Finding:
+    available = _machine.available_memory()
+    return Finding("memory", "not known on this system" if available is None else f"{available / 1e9:.1f} GB available")
+
+
+def backend() -> Finding:
+    if get_backend() == "reference":
+        advice = "fastgrad.set_backend(None), or leave the `with fastgrad.backend(...)` block"
+        return Finding("backend", "reference: the definitions in plain NumPy, which are slow", advice)
+    return Finding("backend", "cpu: compiled kernels")
+
+
+def gpu() -> Finding:
+    cupy = next((f"{name} {_version(name)}" for name in CUPY if _version(name)), None)
+    driver = "an NVIDIA driver" if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA driver"
+    return Finding("gpu", f"not used, this version has no CUDA kernels; {cupy or 'no CuPy'}, {driver} found")
+
+
+# --- measurements
+
+
+def _best(call: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of many calls."""
+    call()
+    best, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
+    while (start := time.perf_counter()) < end:
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _on_one_and_all(call: Callable[[], object]) -> tuple[float, float, int]:
+    """Return the seconds of a call on one thread and on all that are set, and how many those are."""
+    from fastgrad.kernels import runtime
+
+    most = runtime.num_threads()
+    try:
+        runtime.set_num_threads(1)
+        one = _best(call)
+    finally:
+        runtime.set_num_threads(most)
+    return one, _best(call) if most > 1 else one, most
+
+
+def _rates(topic: str, unit: str, work: float, call: Callable[[], object], scales: bool) -> Finding:
+    one, all_, most = _on_one_and_all(call)
+    value = f"{work / one:.1f} {unit} on one thread"
+    if most == 1:
+        return Finding(topic, value)
+    value += f", {work / all_:.1f} on {most} ({one / all_:.2f}x)"
+    if scales and one / all_ < 0.7 * most:
+        advice = "the processors are busy with other work, or are halves of the same cores: try fewer threads"
+        return Finding(topic, value, advice)
+    return Finding(topic, value)
+
+
+def measured_copy() -> Finding:
+    from fastgrad.kernels import activation_cpu, streams
+
+    source = np.ones(MEASURED_BYTES // 4, np.float32)
+    target = np.zeros_like(source)
+    kernel = activation_cpu._forward("identity", source.dtype, 0, True)
+    # Memory is shared by the cores: that more of them copy no faster is a property of the machine.
+    return _rates(
+        "copy", "GB/s", 2e-9 * source.nbytes, lambda: streams.run_single(kernel, (source, target)), scales=False
+    )
+
+
+def measured_product(dtype: str) -> Finding:
+    from fastgrad.kernels.matmul_cpu import matmul
+
+    n = 512
+    a, b, out = (np.full((n, n), 0.5, dtype) for _ in range(3))
+    return _rates(f"product {dtype}", "GFLOP/s", 2e-9 * n**3, lambda: matmul(a, b, out), scales=True)

@@ -1,0 +1,272 @@
+"""What `doctor` makes of a machine; the machines are made up, from their files and settings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastgrad.kernels import runtime
+
+import fastgrad
+from fastgrad import _doctor, _machine
+
+TOPICS = [
+    "versions", "processor", "vectors", "cores", "threads", "threading layer", "compile cache", "huge pages", "memory",
+    "backend", "gpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """An empty /proc and /sys, and a function that puts a file there."""
+
+    def write(path: str, text: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    monkeypatch.setattr(_machine, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(_machine, "_SYS", tmp_path / "sys")
+    monkeypatch.setattr(_machine, "cores", lambda: 8)
+    monkeypatch.setattr(_machine, "allowed_cores", lambda: 8)
+    return write
+
+
+# --- the report
+
+
+def test_every_topic_is_there_and_nothing_is_raised():
+    report = fastgrad.doctor()
+    assert [finding.topic for finding in report.findings] == TOPICS
+    assert not any(finding.value.startswith("not known: ") for finding in report.findings), str(report)
+    assert report["versions"].value.startswith(f"fastgrad {fastgrad.__version__}, python ")
+    with pytest.raises(KeyError, match="'gpus': expected one of versions, "):
+        report["gpus"]
+
+
+def test_a_system_that_says_nothing_is_no_error(system):
+    report = fastgrad.doctor()
+    assert report["huge pages"].value == report["memory"].value == "not known on this system"
+    assert report["processor"].value and report["cores"] == _doctor.Finding("cores", "8 of the machine's 8")
+
+
+def test_advice_stands_below_its_topic():
+    findings = (_doctor.Finding("cores", "2 of 8", "ask for more"), _doctor.Finding("memory", "1 GB"))
+    assert str(_doctor.DoctorReport(findings)) == "cores   2 of 8\n        -> ask for more\nmemory  1 GB"
+
+
+def test_what_is_broken_is_said():
+    code = (
+        "import sys; sys.modules['numba'] = None; import fastgrad; r = fastgrad.doctor(measure=True)\n"
+        "print(r['vectors']); print(r['copy']); print(r['memory'].value)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    vectors, copy, memory = done.stdout.splitlines()
+    for line in (vectors, copy):
+        assert "not known: ModuleNotFoundError: import of numba" in line and "pip install" in line
+    assert "not known:" not in memory
+
+
+def test_measuring_adds_rates(monkeypatch):
+    monkeypatch.setattr(_doctor, "MEASURED_SECONDS", 0.001)
+    monkeypatch.setattr(_doctor, "MEASURED_BYTES", 1 << 16)
+    before = runtime.num_threads()
+    report = fastgrad.doctor(measure=True)
+    assert [f.topic for f in report.findings] == [*TOPICS, "copy", "product float32", "product float64"]
+    assert " GB/s on one thread" in report["copy"].value
+    assert " GFLOP/s on one thread" in report["product float64"].value
+    assert runtime.num_threads() == before
+
+
+def test_a_product_that_does_not_scale_is_said(monkeypatch):
+    monkeypatch.setattr(_doctor, "_on_one_and_all", lambda call: (1.0, 0.8, 2))
+    finding = _doctor._rates("product", "GFLOP/s", 10.0, lambda: None, scales=True)
+    assert finding.value == "10.0 GFLOP/s on one thread, 12.5 on 2 (1.25x)" and "fewer threads" in finding.advice
+    assert not _doctor._rates("copy", "GB/s", 10.0, lambda: None, scales=False).advice
+
+
+def test_the_command():
+    done = subprocess.run([sys.executable, "-m", "fastgrad", "doctor"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stderr == ""
+    for topic in TOPICS:
+        assert f"\n{topic} " in f"\n{done.stdout}"
+
+
+# --- the topics
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "flags", "value", "advice"),
+    [
+        ("x86_64-linux", "+sse2,+avx,+avx2,+avx512f,+fma", "sse2 avx2 avx512f", "AVX-512: 64 bytes, 16 float32", ""),
+        ("x86_64-linux", "+sse2,+avx,+avx2,+fma", "sse2 avx2", "AVX2: 32 bytes, 8 float32", ""),
+        ("x86_64-linux", "+sse2,+avx,+avx2,+fma", "avx2 avx512f", "AVX2", "has AVX-512, which Numba does not use"),
+        ("x86_64-linux", "+sse2", "sse2", "SSE2: 16 bytes, 4 float32 or 2 float64", "no fused multiply-add"),
+        ("x86_64-linux", "", "", "none that fastgrad knows", ""),
+        ("aarch64-linux", "+fp-armv8", "asimd", "NEON: 16 bytes", ""),
+        ("arm64-apple-darwin", "", "", "NEON: 16 bytes", ""),
+    ],
+)
+def test_vectors(triple, features, flags, value, advice, system, monkeypatch):
+    for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime, "target", lambda: (triple, "some", features))
+    system("proc/cpuinfo", f"processor : 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n\nprocessor : 1\n")
+    finding = _doctor.vectors()
+    assert finding.value.startswith(value) and advice in finding.advice and bool(advice) == bool(finding.advice)
+    assert _machine.processor() == "Some CPU"
+
+
+def test_vectors_that_are_switched_off_name_the_switch(system, monkeypatch):
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    monkeypatch.setattr(runtime, "target", lambda: ("x86_64", "generic", "+sse2,+fma"))
+    system("proc/cpuinfo", "flags : sse2 avx2")
+    assert _doctor.vectors().advice == "the processor has AVX2, which Numba does not use: unset NUMBA_CPU_NAME"
+
+
+def test_cores_left_out_by_affinity(system, monkeypatch):
+    monkeypatch.setattr(_machine, "allowed_cores", lambda: 3)
+    finding = _doctor.cores()
+    assert finding.value == "3 of the machine's 8" and "affinity" in finding.advice
+    assert _machine.usable_cores() == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/b/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "250000 100000"}, 2.5),  # of one around it
+        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "max 100000"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/cpu.max": "250000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+            },
+            2.5,
+        ),
+        ({"proc/self/cgroup": "0::/of/the/host", "sys/fs/cgroup/cpu.max": "200000 100000"}, 2.0),
+        ({"sys/fs/cgroup/cpu.max": "200000 100000"}, 2.0),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/x\n0::/",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000",
+            },
+            0.5,
+        ),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"proc/self/cgroup": "nonsense\n::::\n0::/../..", "sys/fs/cgroup/cpu.max": "what is this"}, None),
+        ({"sys/fs/cgroup/cpu.max": ""}, None),
+    ],
+)
+def test_cpu_quota(files, quota, system):
+    for path, text in files.items():
+        system(path, text)
+    assert _machine.cpu_quota() == quota
+    assert _machine.usable_cores() == (8 if quota is None else max(1, int(quota)))
+    finding = _doctor.cores()
+    assert ("docker --cpus" in finding.advice) == (quota is not None)
+
+
+@pytest.mark.parametrize(
+    ("used", "most", "usable", "lost", "advice"),
+    [
+        (8, 8, 8, False, ""),
+        (8, 8, 2, False, "set_num_threads(2)"),
+        (2, 2, 8, False, "set NUMBA_NUM_THREADS=8"),
+        (2, 8, 8, False, "fastgrad.set_num_threads(8)"),
+        (1, 8, 8, True, "'spawn'"),
+    ],
+)
+def test_threads(used, most, usable, lost, advice, monkeypatch):
+    monkeypatch.setattr(runtime, "num_threads", lambda: used)
+    monkeypatch.setattr(runtime, "max_threads", lambda: most)
+    monkeypatch.setattr(runtime, "pool_lost", lambda: lost)
+    monkeypatch.setattr(_machine, "usable_cores", lambda: usable)
+    finding = _doctor.threads()
+    assert finding.value.startswith(f"{used} of at most {most}")
+    assert advice in finding.advice and bool(advice) == bool(finding.advice)
+    if lost:
+        assert _doctor.threading_layer().value == "not used after the fork"
+
+
+def test_the_layer_that_takes_turns_is_a_limit(monkeypatch):
+    monkeypatch.setattr(runtime, "max_threads", lambda: 2)
+    monkeypatch.setattr(runtime, "threading_layer", lambda: "workqueue")
+    finding = _doctor.threading_layer()
+    assert "take turns" in finding.value and "pip install tbb" in finding.advice
+
+
+def test_compile_cache(monkeypatch, tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"x" * 250_000)
+    cases = {
+        runtime.CacheState((tmp_path,), tmp_path, ()): (f"{tmp_path}: 1 kernels, 0.2 MB", ""),
+        runtime.CacheState((tmp_path,), None, ("no room",)): ("read only; what is not there", "no room: set FASTGRAD"),
+        runtime.CacheState((), None, ("no room",)): (
+            "none, each process compiles anew",
+            "no room: set FASTGRAD_CACHE_",
+        ),
+    }
+    for state, (value, advice) in cases.items():
+        monkeypatch.setattr(runtime, "cache_state", lambda state=state: state)
+        finding = _doctor.compile_cache()
+        assert value in finding.value and finding.advice.startswith(advice) and bool(advice) == bool(finding.advice)
+
+
+@pytest.mark.parametrize(
+    ("setting", "numpy", "value", "advice"),
+    [
+        ("[always] madvise never", "1", "always", ""),
+        ("always [madvise] never", "1", "madvise: NumPy asks", ""),
+        ("always [madvise] never", "0", "madvise, but NumPy is told not to ask", "unset NUMPY_MADVISE_HUGEPAGE"),
+        ("always madvise [never]", "1", "never: large arrays lie on pages of 4 KB", "as root: echo madvise > /sys/"),
+    ],
+)
+def test_huge_pages(setting, numpy, value, advice, system, monkeypatch):
+    monkeypatch.setenv("NUMPY_MADVISE_HUGEPAGE", numpy)
+    system("sys/kernel/mm/transparent_hugepage/enabled", setting)
+    finding = _doctor.huge_pages()
+    assert (
+        finding.value.startswith(value) and finding.advice.startswith(advice) and bool(advice) == bool(finding.advice)
+    )
+
+
+def test_memory_is_what_the_container_leaves(system):
+    system("proc/meminfo", "MemTotal: 64000000 kB\nMemAvailable:   32000000 kB\n")
+    assert _doctor.memory().value == "32.8 GB available"
+    system("proc/self/cgroup", "0::/a")
+    system("sys/fs/cgroup/a/memory.max", "4000000000")
+    system("sys/fs/cgroup/a/memory.current", "1500000000")
+    assert _doctor.memory().value == "2.5 GB available"
+    system("sys/fs/cgroup/a/memory.stat", "anon 5\ninactive_file 500000000\n")
+    assert _doctor.memory().value == "3.0 GB available"
+    system("sys/fs/cgroup/a/memory.max", "max")
+    assert _doctor.memory().value == "32.8 GB available"
+
+
+def test_the_reference_backend_is_a_limit():
+    assert not _doctor.backend().advice
+    with fastgrad.backend("reference"):
+        assert "set_backend(None)" in _doctor.backend().advice
+
+
+def test_gpu_says_whether_cupy_is_installed(monkeypatch):
+    monkeypatch.setattr(_doctor, "_version", lambda package: "14.0" if package == "cupy-cuda12x" else None)
+    assert "cupy-cuda12x 14.0" in _doctor.gpu().value
+    monkeypatch.setattr(_doctor, "_version", lambda package: None)
+    assert "no CuPy" in _doctor.gpu().value
+
+
+def test_torch_is_not_imported_for_its_version():
+    code = "import sys, fastgrad; print(fastgrad.doctor()['versions'].value); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100, stdout=subprocess.DEVNULL)
+
+
+def test_numbers_of_this_machine_are_plausible():
+    assert 1 <= _machine.usable_cores() <= _machine.allowed_cores() <= _machine.cores()
+    assert Path("/proc/meminfo").exists() <= bool(_machine.available_memory())
+    assert np.isfinite(_doctor._best(lambda: None))
