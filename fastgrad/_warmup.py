@@ -42,6 +42,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),
     "softmax_cross_entropy": ("cross_entropy",),
     "mse": ("mse",),
+    "health": ("health",),
     "global_norm": ("norm",),
     "clip_by_global_norm": ("norm", "clip"),
     "clip_by_norm": ("norm", "clip"),
