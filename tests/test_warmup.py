@@ -43,7 +43,7 @@ def test_every_kernel_is_reached(dtype):
 
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
-    without_kernels |= {"doctor", "warmup"}
+    without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
     for name in set(fastgrad.__all__) - without_kernels:
         assert _warmup.plan((name,), np.dtype(np.float32)), name
 
@@ -143,6 +143,7 @@ CALLS = {
     "embedding": call_embedding,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "mse": lambda dtype: fastgrad.mse(np.ones(3, dtype), np.zeros(3, dtype)),
+    "health": lambda dtype: fastgrad.health(arrays((31, 7), (5,), dtype=dtype)),
     "global_norm": lambda dtype: call_norms("global_norm", dtype),
     "clip_by_global_norm": lambda dtype: call_norms("clip_by_global_norm", dtype),
     "clip_by_norm": lambda dtype: call_norms("clip_by_norm", dtype),
@@ -232,8 +233,9 @@ def test_processes_share_the_work(tmp_path):
         "own = sum(b.compiled for b in runtime.builds)\n"
         "assert 3 < own < report.count('compiled'), own\n"
     )
-    processes, count, compiled, _ = python(code, FASTGRAD_CACHE_DIR=str(tmp_path)).split()
-    assert processes == "2" and count == compiled
+    processes, count, compiled, loaded = python(code, FASTGRAD_CACHE_DIR=str(tmp_path)).split()
+    # Both need what runs kernels; who is later may find it in the cache.
+    assert processes == "2" and int(compiled) + int(loaded) == int(count) and int(loaded) <= 3
     assert python(MANY.format(prepare=""), FASTGRAD_CACHE_DIR=str(tmp_path)).split() == ["1", count, "0", count]
 
 
