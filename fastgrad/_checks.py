@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import operator
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._dispatch import wrong_array
+from fastgrad._dispatch import get_backend, wrong_array
 
 Array = np.ndarray
 
@@ -204,17 +203,39 @@ def tensor_list(name: str, value: Any) -> list[Array]:
     raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__qualname__}")
 
 
-def _disjoint(arrays: list[Array]) -> bool:
-    # Through the buffer protocol an address takes 0.2 us, through __array_interface__ 0.8 us.
-    filled = [a for a in arrays if a.size]
-    starts = np.array([ctypes.addressof(ctypes.c_char.from_buffer(a.data)) for a in filled], dtype=np.uint64)
-    ends = starts + np.array([a.nbytes for a in filled], dtype=np.uint64)
-    order = np.argsort(starts)
-    return bool((starts[order][1:] >= ends[order][:-1]).all())
+Group = tuple[str, list[Array], bool]
+
+
+def _plan(sets: Sequence[Sequence[Group]]) -> Any:
+    """Return a plan of the compiled check with these lists in it, or None where `_examine` must have its say.
+
+    A set: lists of the same length and shapes, each with its name and whether it is written.
+    """
+    if get_backend() == "reference":
+        return None
+    arrays: list[Array] = []
+    layout = []
+    for groups in sets:
+        length = len(groups[0][1])
+        written = 0
+        for k, (_, entries, is_written) in enumerate(groups):
+            if len(entries) != length:
+                return None
+            arrays += entries
+            written |= is_written << k
+        layout.append((len(groups), length, written))
+    if not arrays:
+        return None
+    # Imported here: the checks of the reference kernels need no compiler.
+    from fastgrad.kernels import lists
+
+    return lists.take(tuple(layout), arrays)
 
 
 class TensorGroups:
     """Checked lists of arrays of one call, contiguous, with what it takes to write results back.
+
+    On the CPU kernels the lists of a well-formed call are rows of a table of addresses kept from earlier calls.
 
     Args:
         groups: (name, list of arrays, whether the kernel writes them). The first decides lengths, shapes and dtype.
@@ -225,36 +246,18 @@ class TensorGroups:
         ValueError: lengths or shapes differ, a written array is read-only, or arrays overlap.
     """
 
-    __slots__ = ("_copies", "lists")
+    __slots__ = ("_copies", "_plan", "lists")
 
-    def __init__(self, *groups: tuple[str, list[Array], bool]) -> None:
-        first = groups[0][1]
-        self.lists = [arrays for _, arrays, _ in groups]
+    def __init__(self, *groups: Group) -> None:
         self._copies: list[tuple[Array, Array]] = []
-        flat = first if len(groups) == 1 else [a for arrays in self.lists for a in arrays]
-        if flat and not self._plain(first, flat):
+        self._plan = _plan([groups])
+        if self._plan is not None:
+            self.lists = self._plan.sets[0]
+        else:
+            self.lists = [arrays for _, arrays, _ in groups]
             self._examine(groups)
 
-    def _plain(self, first: list[Array], flat: list[Array]) -> bool:
-        # The whole check of a well-formed call; what it does not pass is examined, and may still be right.
-        if set(map(type, flat)) != {np.ndarray}:
-            return False
-        dtype = flat[0].dtype
-        if dtype not in FLOATS:
-            return False
-        views = False
-        for a in flat:
-            if a.dtype is not dtype or not a.flags.carray:
-                return False
-            views = views or a.base is not None
-        if len(self.lists) > 1:
-            shapes = [a.shape for a in first]
-            if not all([a.shape for a in arrays] == shapes for arrays in self.lists[1:]):
-                return False
-        # Distinct arrays that own their memory can't overlap.
-        return _disjoint(flat) if views else len(set(map(id, flat))) == len(flat)
-
-    def _examine(self, groups: tuple[tuple[str, list[Array], bool], ...]) -> None:
+    def _examine(self, groups: tuple[Group, ...]) -> None:
         first_name, first, _ = groups[0]
         like: tuple[str, Array] | None = None
         for name, arrays, written in groups:
@@ -283,7 +286,7 @@ class TensorGroups:
         self.lists = [self._contiguous(arrays, written) for _, arrays, written in groups]
 
     @staticmethod
-    def _check_apart(groups: tuple[tuple[str, list[Array], bool], ...]) -> None:
+    def _check_apart(groups: tuple[Group, ...]) -> None:
         ranges = []
         for name, arrays, written in groups:
             for k, a in enumerate(arrays):
@@ -314,10 +317,12 @@ class TensorGroups:
                     self._copies.append((a, copy))
         return result
 
-    def write_back(self) -> None:
-        """Copy what the kernel wrote into the caller's strided arrays."""
+    def done(self) -> None:
+        """End the call: copy what the kernel wrote into the caller's strided arrays, and give the table back."""
         for target, copy in self._copies:
             target[...] = copy
+        if self._plan is not None:
+            self._plan.give_back()
 
 
 def number(

@@ -266,7 +266,7 @@ class Optimizer:
         checked = TensorGroups(("params", params, True), ("grads", grads, False), *states)
         lists = dict(zip(keys, checked.lists[2:], strict=True))
         kernel(*checked.lists[:2], *(lists.get(key) for key in self._state_arrays), *args)
-        checked.write_back()
+        checked.done()
 
 
 class SGD(Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from fastgrad.clipping import clip_coefficient
 Arrays = Array | list[Array]
 
 
-def _gradient_scale(grads: list[Array], grad_scale: float | None, max_norm: float | None) -> tuple[float, Array | None]:
+def _gradient_scale(
+    grads: Sequence[Array], grad_scale: float | None, max_norm: float | None
+) -> tuple[float, Array | None]:
     # The factor that the kernel applies to every gradient, and the norm of the gradients without their own factor.
     unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
     if max_norm is None:
         return unscale, None
     limit = number("max_norm", max_norm, 0.0, finite=False)
-    norm = kernels("norm", grads[0]).global_norm(grads, 2.0) * unscale if grads else 0.0
+    norm = kernels("norm").global_norm(grads, 2.0) * unscale if grads else 0.0
     return clip_coefficient(norm, limit) * unscale, np.array(norm)
 
 
@@ -113,7 +116,7 @@ def adam_step(
     p, g, m, v = groups.lists[:4]
     scale, norm = _gradient_scale(g, grad_scale, max_norm)
     if p:
-        kernels("adam", p[0]).adam_step(
+        kernels("adam").adam_step(
             p,
             g,
             m,
@@ -129,7 +132,7 @@ def adam_step(
             bool(maximize),
             scale,
         )
-        groups.write_back()
+        groups.done()
     return norm
 
 
@@ -201,7 +204,7 @@ def sgd_step(
     p, g = groups.lists[:2]
     scale, norm = _gradient_scale(g, grad_scale, max_norm)
     if p:
-        kernels("sgd", p[0]).sgd_step(
+        kernels("sgd").sgd_step(
             p,
             g,
             groups.lists[2] if momentum_buffer is not None else None,
@@ -213,7 +216,7 @@ def sgd_step(
             bool(maximize),
             scale,
         )
-        groups.write_back()
+        groups.done()
     return norm
 
 
@@ -299,7 +302,7 @@ def rmsprop_step(
     p, g, v = groups.lists[:3]
     scale, norm = _gradient_scale(g, grad_scale, max_norm)
     if p:
-        kernels("rmsprop", p[0]).rmsprop_step(
+        kernels("rmsprop").rmsprop_step(
             p,
             g,
             v,
@@ -313,5 +316,5 @@ def rmsprop_step(
             bool(maximize),
             scale,
         )
-        groups.write_back()
+        groups.done()
     return norm
