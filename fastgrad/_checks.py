@@ -232,77 +232,84 @@ def _plan(sets: Sequence[Sequence[Group]]) -> Any:
     return lists.take(tuple(layout), arrays)
 
 
-class TensorGroups:
-    """Checked lists of arrays of one call, contiguous, with what it takes to write results back.
+def _examine(groups: Sequence[Group]) -> None:
+    """Raise the error of the first array that is wrong."""
+    first_name, first, _ = groups[0]
+    like: tuple[str, Array] | None = None
+    for name, arrays, written in groups:
+        if len(arrays) != len(first):
+            raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
+        for k, a in enumerate(arrays):
+            label = f"{name}[{k}]"
+            if type(a) is not np.ndarray:
+                raise wrong_array(label, a)
+            if a.dtype not in FLOATS:
+                raise _wrong_dtype(label, a.dtype)
+            if like is None:
+                like = (label, a)
+            if a.dtype != like[1].dtype:
+                raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
+            if a.shape != first[k].shape:
+                wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
+                raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
+            if written and not a.flags.writeable:
+                raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
+            if written and a.size and not _distinct(a):
+                raise ValueError(
+                    f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
+                )
+    _check_apart(groups)
 
-    On the CPU kernels the lists of a well-formed call are rows of a table of addresses kept from earlier calls.
+
+def _check_apart(groups: Sequence[Group]) -> None:
+    ranges = []
+    for name, arrays, written in groups:
+        for k, a in enumerate(arrays):
+            if a.size:
+                low, high = _byte_range(a)
+                ranges.append((low, high, written, name, k, a))
+    ranges.sort(key=operator.itemgetter(0))
+    # Ranges that reach past the start of the next one: of overlapping inputs or strided views, else none.
+    active: list[tuple] = []
+    for entry in ranges:
+        active = [other for other in active if other[1] > entry[0]]
+        for other in active:
+            if (entry[2] or other[2]) and _overlap(entry[5], other[5]):
+                one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
+                raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
+        active.append(entry)
+
+
+class TensorSets:
+    """Checked sets of lists of arrays of one call, contiguous, with what it takes to write results back.
+
+    On the CPU kernels the lists of a well-formed call are rows of tables of addresses kept from earlier calls.
 
     Args:
-        groups: (name, list of arrays, whether the kernel writes them). The first decides lengths, shapes and dtype.
-            Every written array must not overlap any other array of the call; arrays that are only read may overlap.
+        sets: each of groups (name, list of arrays, whether the kernel writes them). A set's first group decides its
+            lengths and shapes, the very first array the dtype of all. Every written array must not overlap any other
+            array of the call; arrays that are only read may overlap.
 
     Raises:
         TypeError: an entry is not an array, not float32 or float64, or not of the same dtype as the others.
         ValueError: lengths or shapes differ, a written array is read-only, or arrays overlap.
     """
 
-    __slots__ = ("_copies", "_plan", "lists")
+    __slots__ = ("_copies", "_plan", "sets")
 
-    def __init__(self, *groups: Group) -> None:
+    def __init__(self, sets: Sequence[Sequence[Group]]) -> None:
         self._copies: list[tuple[Array, Array]] = []
-        self._plan = _plan([groups])
+        self._plan = _plan(sets)
         if self._plan is not None:
-            self.lists = self._plan.sets[0]
-        else:
-            self.lists = [arrays for _, arrays, _ in groups]
-            self._examine(groups)
-
-    def _examine(self, groups: tuple[Group, ...]) -> None:
-        first_name, first, _ = groups[0]
-        like: tuple[str, Array] | None = None
-        for name, arrays, written in groups:
-            if len(arrays) != len(first):
-                raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
-            for k, a in enumerate(arrays):
-                label = f"{name}[{k}]"
-                if type(a) is not np.ndarray:
-                    raise wrong_array(label, a)
-                if a.dtype not in FLOATS:
-                    raise _wrong_dtype(label, a.dtype)
-                if like is None:
-                    like = (label, a)
-                if a.dtype != like[1].dtype:
-                    raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
-                if a.shape != first[k].shape:
-                    wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
-                    raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
-                if written and not a.flags.writeable:
-                    raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
-                if written and a.size and not _distinct(a):
-                    raise ValueError(
-                        f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
-                    )
-        self._check_apart(groups)
-        self.lists = [self._contiguous(arrays, written) for _, arrays, written in groups]
-
-    @staticmethod
-    def _check_apart(groups: tuple[Group, ...]) -> None:
-        ranges = []
-        for name, arrays, written in groups:
-            for k, a in enumerate(arrays):
-                if a.size:
-                    low, high = _byte_range(a)
-                    ranges.append((low, high, written, name, k, a))
-        ranges.sort(key=operator.itemgetter(0))
-        # Ranges that reach past the start of the next one: of overlapping inputs or strided views, else none.
-        active: list[tuple] = []
-        for entry in ranges:
-            active = [other for other in active if other[1] > entry[0]]
-            for other in active:
-                if (entry[2] or other[2]) and _overlap(entry[5], other[5]):
-                    one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
-                    raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
-            active.append(entry)
+            self.sets = self._plan.sets
+            return
+        if len(sets) > 1:
+            # The sets behind one another, as far as all have a list, for what holds from one set to another.
+            joined = list(zip(*sets, strict=False))
+            _examine([(same[0][0], [a for group in same for a in group[1]], same[0][2]) for same in joined])
+        for groups in sets:
+            _examine(groups)
+        self.sets = [[self._contiguous(arrays, written) for _, arrays, written in groups] for groups in sets]
 
     def _contiguous(self, arrays: list[Array], written: bool) -> list[Array]:
         result = []
@@ -323,6 +330,20 @@ class TensorGroups:
             target[...] = copy
         if self._plan is not None:
             self._plan.give_back()
+
+
+class TensorGroups(TensorSets):
+    """One set of lists; see `TensorSets`."""
+
+    __slots__ = ()
+
+    def __init__(self, *groups: Group) -> None:
+        super().__init__([groups])
+
+    @property
+    def lists(self) -> list[Any]:
+        """The checked list of each group, in their order."""
+        return self.sets[0]
 
 
 def number(

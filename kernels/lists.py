@@ -216,7 +216,12 @@ def readable() -> bool:
         if tuple(number(shape + 8 * axis) for axis in range(probe.ndim)) != probe.shape:
             return False
     f4, f8 = np.dtype("f4"), np.dtype("f8")
-    others = [f8, f4.newbyteorder(), f8.newbyteorder(), *(np.dtype(name) for name in ("f2", "i4", "i8", "c8", "U1"))]
+    others: list[np.dtype] = [
+        f8,
+        f4.newbyteorder(),
+        f8.newbyteorder(),
+        *(np.dtype(name) for name in ("f2", "i4", "i8", "c8", "U1")),
+    ]
     return _kind(np.dtype("f4", copy=True)) == _kind(f4) and all(_kind(other) != _kind(f4) for other in others)
 
 
