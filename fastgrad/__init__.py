@@ -29,6 +29,7 @@ from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
     from fastgrad import init, layers
+    from fastgrad.gradient_norm import GradientNorm
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
 
@@ -38,6 +39,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "GradientNorm",
     "RMSprop",
     "activation",
     "activation_backward",
@@ -78,6 +80,7 @@ _LAZY_MODULES = {"init", "layers"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
+    "GradientNorm": "gradient_norm",
     "RMSprop": "optim",
     "SGD": "optim",
     "set_num_threads": "threads",

@@ -16,6 +16,7 @@ import numpy as np
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, wrong_array
 from fastgrad.clipping import clip_coefficient
+from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm
 from fastgrad.layers import Parameter
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
@@ -67,6 +68,8 @@ class Optimizer:
     nonfinite: what a step does when the norm is NaN or infinite. "skip" changes nothing and counts it in
         `skipped_steps`; "raise" changes nothing and raises FloatingPointError naming the tensors; "propagate" goes on
         as torch does.
+    gradient_norm: is fed each Parameter's gradient by the backward pass that stores it or adds to it, so that `step`
+        does not read it for the norm; see `fastgrad.GradientNorm`. Gradients of plain arrays may be fed to it by hand.
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
     """
@@ -76,11 +79,20 @@ class Optimizer:
     # Entries that the state of a parameter has as soon as it has any.
     _state_entries: tuple[str, ...] = ()
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, max_norm: float | None, nonfinite: str) -> None:
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        max_norm: float | None,
+        nonfinite: str,
+        gradient_norm: GradientNorm | None,
+    ) -> None:
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite: expected one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
         self.max_norm = None if max_norm is None else number("max_norm", max_norm, 0.0, finite=False)
         self.nonfinite = nonfinite
+        self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
         self.skipped_steps = 0
         self.param_groups: list[dict[str, Any]] = []
         self._defaults = defaults
@@ -93,6 +105,9 @@ class Optimizer:
         self._params: list[Parameter | Array] = [p for group in self.param_groups for p in group["params"]]
         self._parameters = [p if isinstance(p, Parameter) else Parameter(p) for p in self._params]
         self._check_params()
+        if gradient_norm is not None:
+            for parameter in self._parameters:
+                parameter.gradient_norm = gradient_norm
         self._state: list[dict[str, Any]] = [{} for _ in self._params]
 
     def _add_group(self, where: str, group: Any) -> None:
@@ -158,7 +173,7 @@ class Optimizer:
                 launches += self._launches(group, indices)
         data = [parameter.data for parameter in self._parameters]
         checked = TensorSets([launch.lists(data, by_index) for launch in launches])
-        norm = self._norm([lists[1] for lists in checked.sets], launches)
+        norm = self._norm(checked, launches, by_index)
         if not math.isfinite(norm) and self.nonfinite != "propagate":
             if self.nonfinite == "raise":
                 raise FloatingPointError(self._blame(checked, launches))
@@ -257,14 +272,21 @@ class Optimizer:
                 )
         return [parameter.grad for parameter in self._parameters]
 
-    def _norm(self, grads: Sequence[Sequence[Array]], launches: list[_Launch]) -> float:
+    def _norm(self, checked: TensorSets, launches: list[_Launch], grads: list[Any]) -> float:
         """Return the global norm, summed in the order of the parameters however they are launched."""
-        if len(launches) == 1:
-            return float(kernels("norm").global_norm(grads[0], 2.0))
-        norms = np.zeros(len(self._params))
-        for launch, arrays in zip(launches, grads, strict=True):
-            norms[launch.indices] = kernels("norm").tensor_norms(arrays, 2.0)
-        present = sorted(index for launch in launches for index in launch.indices)
+        if len(launches) == 1 and self.gradient_norm is None:
+            return float(kernels("norm").global_norm(checked.sets[0][1], 2.0))
+        norms, missed = np.zeros(len(grads)), 0
+        for launch, lists in zip(launches, checked.sets, strict=True):
+            if self.gradient_norm is None:
+                norms[launch.indices] = kernels("norm").tensor_norms(lists[1], 2.0)
+            else:
+                own = [grads[index] for index in launch.indices]
+                norms[launch.indices] = self.gradient_norm._norms(own, lists[1], use_up=True)
+                missed += self.gradient_norm.missed
+        if self.gradient_norm is not None:
+            self.gradient_norm.missed = missed
+        present = [index for index, grad in enumerate(grads) if grad is not None]
         return float(kernels("norm").norm_of_norms(norms[present], 2.0))
 
     def _blame(self, checked: TensorSets, launches: list[_Launch]) -> str:
@@ -338,6 +360,7 @@ class SGD(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -347,7 +370,7 @@ class SGD(Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "momentum", "weight_decay"):
@@ -398,6 +421,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -408,7 +432,7 @@ class RMSprop(Optimizer):
             "centered": centered,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "eps", "weight_decay", "momentum"):
@@ -447,6 +471,7 @@ class Adam(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -456,7 +481,7 @@ class Adam(Optimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "eps", "weight_decay"):
@@ -497,9 +522,19 @@ class AdamW(Adam):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, max_norm=max_norm, nonfinite=nonfinite
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            max_norm=max_norm,
+            nonfinite=nonfinite,
+            gradient_norm=gradient_norm,
         )
 
 
