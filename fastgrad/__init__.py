@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastgrad import init, layers
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
+    from fastgrad.gradient_norm import GradientNorm
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
 
@@ -42,6 +43,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "GradientNorm",
     "Health",
     "RMSprop",
     "activation",
@@ -89,6 +91,7 @@ _LAZY_MODULES = {"init", "layers"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
+    "GradientNorm": "gradient_norm",
     "RMSprop": "optim",
     "SGD": "optim",
     "doctor": "_doctor",

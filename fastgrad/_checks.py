@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import operator
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._dispatch import wrong_array
+from fastgrad._dispatch import get_backend, wrong_array
 
 Array = np.ndarray
 
@@ -204,102 +203,113 @@ def tensor_list(name: str, value: Any) -> list[Array]:
     raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__qualname__}")
 
 
-def _disjoint(arrays: list[Array]) -> bool:
-    # Through the buffer protocol an address takes 0.2 us, through __array_interface__ 0.8 us.
-    filled = [a for a in arrays if a.size]
-    starts = np.array([ctypes.addressof(ctypes.c_char.from_buffer(a.data)) for a in filled], dtype=np.uint64)
-    ends = starts + np.array([a.nbytes for a in filled], dtype=np.uint64)
-    order = np.argsort(starts)
-    return bool((starts[order][1:] >= ends[order][:-1]).all())
+Group = tuple[str, list[Array], bool]
 
 
-class TensorGroups:
-    """Checked lists of arrays of one call, contiguous, with what it takes to write results back.
+def _plan(sets: Sequence[Sequence[Group]]) -> Any:
+    """Return a plan of the compiled check with these lists in it, or None where `_examine` must have its say.
+
+    A set: lists of the same length and shapes, each with its name and whether it is written.
+    """
+    if get_backend() == "reference":
+        return None
+    arrays: list[Array] = []
+    layout = []
+    for groups in sets:
+        length = len(groups[0][1])
+        written = 0
+        for k, (_, entries, is_written) in enumerate(groups):
+            if len(entries) != length:
+                return None
+            arrays += entries
+            written |= is_written << k
+        layout.append((len(groups), length, written))
+    if not arrays:
+        return None
+    # Imported here: the checks of the reference kernels need no compiler.
+    from fastgrad.kernels import lists
+
+    return lists.take(tuple(layout), arrays)
+
+
+def _examine(groups: Sequence[Group]) -> None:
+    """Raise the error of the first array that is wrong."""
+    first_name, first, _ = groups[0]
+    like: tuple[str, Array] | None = None
+    for name, arrays, written in groups:
+        if len(arrays) != len(first):
+            raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
+        for k, a in enumerate(arrays):
+            label = f"{name}[{k}]"
+            if type(a) is not np.ndarray:
+                raise wrong_array(label, a)
+            if a.dtype not in FLOATS:
+                raise _wrong_dtype(label, a.dtype)
+            if like is None:
+                like = (label, a)
+            if a.dtype != like[1].dtype:
+                raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
+            if a.shape != first[k].shape:
+                wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
+                raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
+            if written and not a.flags.writeable:
+                raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
+            if written and a.size and not _distinct(a):
+                raise ValueError(
+                    f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
+                )
+    _check_apart(groups)
+
+
+def _check_apart(groups: Sequence[Group]) -> None:
+    ranges = []
+    for name, arrays, written in groups:
+        for k, a in enumerate(arrays):
+            if a.size:
+                low, high = _byte_range(a)
+                ranges.append((low, high, written, name, k, a))
+    ranges.sort(key=operator.itemgetter(0))
+    # Ranges that reach past the start of the next one: of overlapping inputs or strided views, else none.
+    active: list[tuple] = []
+    for entry in ranges:
+        active = [other for other in active if other[1] > entry[0]]
+        for other in active:
+            if (entry[2] or other[2]) and _overlap(entry[5], other[5]):
+                one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
+                raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
+        active.append(entry)
+
+
+class TensorSets:
+    """Checked sets of lists of arrays of one call, contiguous, with what it takes to write results back.
+
+    On the CPU kernels the lists of a well-formed call are rows of tables of addresses kept from earlier calls.
 
     Args:
-        groups: (name, list of arrays, whether the kernel writes them). The first decides lengths, shapes and dtype.
-            Every written array must not overlap any other array of the call; arrays that are only read may overlap.
+        sets: each of groups (name, list of arrays, whether the kernel writes them). A set's first group decides its
+            lengths and shapes, the very first array the dtype of all. Every written array must not overlap any other
+            array of the call; arrays that are only read may overlap.
 
     Raises:
         TypeError: an entry is not an array, not float32 or float64, or not of the same dtype as the others.
         ValueError: lengths or shapes differ, a written array is read-only, or arrays overlap.
     """
 
-    __slots__ = ("_copies", "lists")
+    __slots__ = ("_copies", "_plan", "sets")
 
-    def __init__(self, *groups: tuple[str, list[Array], bool]) -> None:
-        first = groups[0][1]
-        self.lists = [arrays for _, arrays, _ in groups]
+    def __init__(self, sets: Sequence[Sequence[Group]]) -> None:
         self._copies: list[tuple[Array, Array]] = []
-        flat = first if len(groups) == 1 else [a for arrays in self.lists for a in arrays]
-        if flat and not self._plain(first, flat):
-            self._examine(groups)
-
-    def _plain(self, first: list[Array], flat: list[Array]) -> bool:
-        # The whole check of a well-formed call; what it does not pass is examined, and may still be right.
-        if set(map(type, flat)) != {np.ndarray}:
-            return False
-        dtype = flat[0].dtype
-        if dtype not in FLOATS:
-            return False
-        views = False
-        for a in flat:
-            if a.dtype is not dtype or not a.flags.carray:
-                return False
-            views = views or a.base is not None
-        if len(self.lists) > 1:
-            shapes = [a.shape for a in first]
-            if not all([a.shape for a in arrays] == shapes for arrays in self.lists[1:]):
-                return False
-        # Distinct arrays that own their memory can't overlap.
-        return _disjoint(flat) if views else len(set(map(id, flat))) == len(flat)
-
-    def _examine(self, groups: tuple[tuple[str, list[Array], bool], ...]) -> None:
-        first_name, first, _ = groups[0]
-        like: tuple[str, Array] | None = None
-        for name, arrays, written in groups:
-            if len(arrays) != len(first):
-                raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
-            for k, a in enumerate(arrays):
-                label = f"{name}[{k}]"
-                if type(a) is not np.ndarray:
-                    raise wrong_array(label, a)
-                if a.dtype not in FLOATS:
-                    raise _wrong_dtype(label, a.dtype)
-                if like is None:
-                    like = (label, a)
-                if a.dtype != like[1].dtype:
-                    raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
-                if a.shape != first[k].shape:
-                    wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
-                    raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
-                if written and not a.flags.writeable:
-                    raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
-                if written and a.size and not _distinct(a):
-                    raise ValueError(
-                        f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
-                    )
-        self._check_apart(groups)
-        self.lists = [self._contiguous(arrays, written) for _, arrays, written in groups]
-
-    @staticmethod
-    def _check_apart(groups: tuple[tuple[str, list[Array], bool], ...]) -> None:
-        ranges = []
-        for name, arrays, written in groups:
-            for k, a in enumerate(arrays):
-                if a.size:
-                    low, high = _byte_range(a)
-                    ranges.append((low, high, written, name, k, a))
-        ranges.sort(key=operator.itemgetter(0))
-        # Ranges that reach past the start of the next one: of overlapping inputs or strided views, else none.
-        active: list[tuple] = []
-        for entry in ranges:
-            active = [other for other in active if other[1] > entry[0]]
-            for other in active:
-                if (entry[2] or other[2]) and _overlap(entry[5], other[5]):
-                    one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
-                    raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
-            active.append(entry)
+        self._plan = _plan(sets)
+        if self._plan is not None:
+            self.sets = self._plan.sets
+            return
+        if len(sets) > 1:
+            # The sets behind one another, as far as all have a list, for what holds from one set to another.
+            joined = list(zip(*sets, strict=False))
+            _examine([(same[0][0], [a for group in same for a in group[1]], same[0][2]) for same in joined])
+        for groups in sets:
+            _examine(groups)
+        self.sets = [[self._contiguous(arrays, written) for _, arrays, written in groups] for groups in sets]
 
     def _contiguous(self, arrays: list[Array], written: bool) -> list[Array]:
         result = []
@@ -314,10 +324,26 @@ class TensorGroups:
                     self._copies.append((a, copy))
         return result
 
-    def write_back(self) -> None:
-        """Copy what the kernel wrote into the caller's strided arrays."""
+    def done(self) -> None:
+        """End the call: copy what the kernel wrote into the caller's strided arrays, and give the table back."""
         for target, copy in self._copies:
             target[...] = copy
+        if self._plan is not None:
+            self._plan.give_back()
+
+
+class TensorGroups(TensorSets):
+    """One set of lists; see `TensorSets`."""
+
+    __slots__ = ()
+
+    def __init__(self, *groups: Group) -> None:
+        super().__init__([groups])
+
+    @property
+    def lists(self) -> list[Any]:
+        """The checked list of each group, in their order."""
+        return self.sets[0]
 
 
 def number(

@@ -200,7 +200,7 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
     if processes is not None and processes < 1:
         raise ValueError(f"processes: expected 1 or more, got {processes}")
     plain = [_plain(name) for name in names]
-    from fastgrad.kernels import runtime
+    from fastgrad.kernels import lists, runtime  # noqa: F401  what lists compiles is to be prepared
 
     start = time.perf_counter()
     state = runtime.cache_state()
@@ -343,7 +343,7 @@ def serve(folder: str, dtype: str, *names: str) -> None:
     if str(runtime.cache_state().written) != folder:
         return  # Numba was configured from inside the other process: what is compiled here would not be found there
     jobs = plan(names, np.dtype(dtype))
-    runtime.addresses([np.empty(1)] * 8)  # Numba's own start is not to count as the first kernel's time
+    runtime.prepare()  # Numba's own start is not to count as the first kernel's time
     print(ANSWER, flush=True)
     for line in sys.stdin:
         made = _make(line.strip(), jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
     return 1.0 if coefficient >= 1.0 else coefficient
 
 
-def first_nonfinite(name: str, arrays: list[Array]) -> str:
+def first_nonfinite(name: str, arrays: Sequence[Array]) -> str:
     """Name the first array with a NaN or an Inf, for an error: "grads[3] (64, 128)"."""
     for k, a in enumerate(arrays):
         if not np.isfinite(a).all():
@@ -55,9 +56,10 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
         ValueError: another ord.
     """
     order = _order(ord)
-    arrays = tensor_list("grads", grads)
-    checked = TensorGroups(("grads", arrays, False)).lists[0]
-    return np.array(kernels("norm", checked[0]).global_norm(checked, order) if checked else 0.0)
+    groups = TensorGroups(("grads", tensor_list("grads", grads), False))
+    norm = kernels("norm").global_norm(groups.lists[0], order)
+    groups.done()
+    return np.array(norm)
 
 
 def clip_by_global_norm(
@@ -90,7 +92,7 @@ def clip_by_global_norm(
     checked = groups.lists[0]
     if not checked:
         return np.array(0.0)
-    norm = kernels("norm", checked[0]).global_norm(checked, order)
+    norm = kernels("norm").global_norm(checked, order)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"grads: the norm of order {order:g} is {norm}, first in {first_nonfinite('grads', checked)}; "
@@ -98,8 +100,8 @@ def clip_by_global_norm(
         )
     coefficient = clip_coefficient(norm, max_norm)
     if coefficient != 1.0:
-        kernels("clip", checked[0]).scale(checked, np.full(len(checked), coefficient))
-        groups.write_back()
+        kernels("clip").scale(checked, np.full(len(checked), coefficient))
+    groups.done()
     return np.array(norm)
 
 
@@ -126,10 +128,10 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
     checked = groups.lists[0]
     if not checked:
         return np.zeros(0)
-    norms = kernels("norm", checked[0]).tensor_norms(checked, 2.0)
+    norms = kernels("norm").tensor_norms(checked, 2.0)
     coefficients = np.array([clip_coefficient(norm, max_norm) for norm in norms.tolist()])
-    kernels("clip", checked[0]).scale(checked, coefficients)
-    groups.write_back()
+    kernels("clip").scale(checked, coefficients)
+    groups.done()
     return norms
 
 
@@ -154,5 +156,5 @@ def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:
     groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
     checked = groups.lists[0]
     if checked:
-        kernels("clip", checked[0]).clip_by_value(checked, low, high)
-        groups.write_back()
+        kernels("clip").clip_by_value(checked, low, high)
+        groups.done()

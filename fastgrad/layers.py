@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from fastgrad.activations import activation, activation_backward
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
 
+if TYPE_CHECKING:
+    from fastgrad.gradient_norm import GradientNorm
+
 __all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "Linear", "Parameter", "Sequential"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,14 +30,18 @@ Rng = np.random.Generator | int | None
 
 
 class Parameter:
-    """An array that is trained: `data`, `grad` (None until a backward pass, then of the same shape) and `name`."""
+    """An array that is trained: `data`, `grad` (None until a backward pass, then of the same shape) and `name`.
 
-    __slots__ = ("data", "grad", "name")
+    `gradient_norm`, where an optimizer has set it, is fed `grad` whenever a backward pass has stored it or added to it.
+    """
+
+    __slots__ = ("data", "grad", "gradient_norm", "name")
 
     def __init__(self, data: Array, grad: Array | None = None, name: str = "") -> None:
         self.data = data
         self.grad = grad
         self.name = name
+        self.gradient_norm: GradientNorm | None = None
 
     def accumulate(self, gradient: Array) -> None:
         """Add `gradient` to `grad`; the first one becomes `grad` itself, so its caller must not use it further."""
@@ -42,6 +49,8 @@ class Parameter:
             self.grad = gradient
         else:
             self.grad += gradient
+        if self.gradient_norm is not None:
+            self.gradient_norm.add(self.grad)
 
     def __repr__(self) -> str:
         has = "no grad" if self.grad is None else "grad"

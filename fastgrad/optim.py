@@ -7,14 +7,16 @@ which applies the clip coefficient as it goes. Each group is one kernel launch, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastgrad._checks import FLOATS, TensorGroups, number
+from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, wrong_array
+from fastgrad.clipping import clip_coefficient
+from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm
 from fastgrad.layers import Parameter
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
@@ -22,9 +24,6 @@ __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NONFINITE = ("skip", "raise", "propagate")
-
-# Added to the norm before dividing by it, as in torch.nn.utils.clip_grad_norm_.
-CLIP_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,25 @@ class StepReport:
     skipped: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One call of a kernel in a step: for which parameters, with which states, and what `_remember` is to keep."""
+
+    kernel: Callable[..., None]
+    indices: list[int]
+    entries: list[dict[str, Any]]
+    states: dict[str, list[Array]]
+    fresh: bool
+    args: tuple[Any, ...]
+
+    def lists(self, data: list[Array], grads: list[Any]) -> list[tuple[str, list[Array], bool]]:
+        """Return the lists of the launch for the check, out of all data and gradients."""
+        if len(self.indices) < len(data):
+            data, grads = [data[index] for index in self.indices], [grads[index] for index in self.indices]
+        states = [(key, arrays, True) for key, arrays in self.states.items()]
+        return [("params", data, True), ("grads", grads, False), *states]
+
+
 class Optimizer:
     """What all optimizers share: parameter groups, the norm, the clip coefficient and the policy for NaN and Inf.
 
@@ -50,6 +68,8 @@ class Optimizer:
     nonfinite: what a step does when the norm is NaN or infinite. "skip" changes nothing and counts it in
         `skipped_steps`; "raise" changes nothing and raises FloatingPointError naming the tensors; "propagate" goes on
         as torch does.
+    gradient_norm: is fed each Parameter's gradient by the backward pass that stores it or adds to it, so that `step`
+        does not read it for the norm; see `fastgrad.GradientNorm`. Gradients of plain arrays may be fed to it by hand.
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
     """
@@ -59,11 +79,20 @@ class Optimizer:
     # Entries that the state of a parameter has as soon as it has any.
     _state_entries: tuple[str, ...] = ()
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, max_norm: float | None, nonfinite: str) -> None:
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        max_norm: float | None,
+        nonfinite: str,
+        gradient_norm: GradientNorm | None,
+    ) -> None:
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite: expected one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
         self.max_norm = None if max_norm is None else number("max_norm", max_norm, 0.0, finite=False)
         self.nonfinite = nonfinite
+        self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
         self.skipped_steps = 0
         self.param_groups: list[dict[str, Any]] = []
         self._defaults = defaults
@@ -74,7 +103,11 @@ class Optimizer:
         for position, group in enumerate(groups):
             self._add_group(f"params[{position}]" if groups is entries else "params", group)
         self._params: list[Parameter | Array] = [p for group in self.param_groups for p in group["params"]]
+        self._parameters = [p if isinstance(p, Parameter) else Parameter(p) for p in self._params]
         self._check_params()
+        if gradient_norm is not None:
+            for parameter in self._parameters:
+                parameter.gradient_norm = gradient_norm
         self._state: list[dict[str, Any]] = [{} for _ in self._params]
 
     def _add_group(self, where: str, group: Any) -> None:
@@ -96,8 +129,8 @@ class Optimizer:
     def _check_params(self) -> None:
         seen: dict[int, int] = {}
         first: np.dtype[Any] | None = None
-        for index, parameter in enumerate(self._params):
-            data = parameter.data if isinstance(parameter, Parameter) else parameter
+        for index, parameter in enumerate(self._parameters):
+            data = parameter.data
             if type(data) is not np.ndarray:
                 raise wrong_array(f"params[{index}]", data)
             if data.dtype not in FLOATS:
@@ -115,8 +148,8 @@ class Optimizer:
         """Raise TypeError or ValueError for a value of a group that makes no sense."""
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
-        """Take one step with `grads` times `scale` for the parameters of `group` with these indices."""
+    def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
+        """Return what a step of `group` launches for the parameters with these indices."""
         raise NotImplementedError
 
     def step(self, grads: Sequence[Array | None] | Array | None = None) -> StepReport:
@@ -129,32 +162,30 @@ class Optimizer:
         nothing is changed then.
         """
         by_index = self._gradients(grads)
-        present = [index for index, grad in enumerate(by_index) if grad is not None]
-        checked = TensorGroups(
-            ("params", [self._data(index) for index in present], True),
-            ("grads", [by_index[index] for index in present], False),  # type: ignore[misc]
-        )
-        for group in self.param_groups:
-            self._check_group(group)
-        contiguous: dict[int, Array] = dict(zip(present, checked.lists[1], strict=True))
-        norm = float(kernels("norm", checked.lists[1][0]).global_norm(checked.lists[1], 2.0)) if present else 0.0
-        if not math.isfinite(norm) and self.nonfinite != "propagate":
-            if self.nonfinite == "raise":
-                raise FloatingPointError(self._blame(present, checked.lists[1]))
-            self.skipped_steps += 1
-            return StepReport(norm, 0.0, True)
-        coefficient = 1.0
-        if self.max_norm is not None:
-            coefficient = self.max_norm / (norm + CLIP_EPSILON)
-            # Written so that a NaN stays one: with "propagate" the parameters become NaN, as in torch.
-            coefficient = 1.0 if coefficient >= 1.0 else coefficient
+        launches: list[_Launch] = []
         start = 0
         for group in self.param_groups:
+            self._check_group(group)
             end = start + len(group["params"])
-            indices = [index for index in range(start, end) if index in contiguous]
+            indices = [index for index in range(start, end) if by_index[index] is not None]
             start = end
             if indices:
-                self._update(group, indices, [contiguous[index] for index in indices], coefficient)
+                launches += self._launches(group, indices)
+        data = [parameter.data for parameter in self._parameters]
+        checked = TensorSets([launch.lists(data, by_index) for launch in launches])
+        norm = self._norm(checked, launches, by_index)
+        if not math.isfinite(norm) and self.nonfinite != "propagate":
+            if self.nonfinite == "raise":
+                raise FloatingPointError(self._blame(checked, launches))
+            checked.done()
+            self.skipped_steps += 1
+            return StepReport(norm, 0.0, True)
+        coefficient = 1.0 if self.max_norm is None else clip_coefficient(norm, self.max_norm)
+        for launch, (params, gradients, *states) in zip(launches, checked.sets, strict=True):
+            given = dict(zip(launch.states, states, strict=True))
+            launch.kernel(params, gradients, *map(given.get, self._state_arrays), *launch.args, coefficient)
+            self._remember(launch)
+        checked.done()
         return StepReport(norm, coefficient, False)
 
     def zero_grad(self) -> None:
@@ -206,7 +237,7 @@ class Optimizer:
 
     def _read_state(self, place: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = {}
-        data = self._data(place)
+        data = self._parameters[place].data
         for key, value in entry.items():
             if value is None:
                 continue
@@ -226,10 +257,6 @@ class Optimizer:
             raise ValueError(f"state_dict: parameter {place} lacks {missing}")
         return state
 
-    def _data(self, index: int) -> Array:
-        parameter = self._params[index]
-        return parameter.data if isinstance(parameter, Parameter) else parameter
-
     def _gradients(self, grads: Any) -> list[Array | None]:
         if grads is not None:
             listed = [grads] if isinstance(grads, np.ndarray) else list(grads)
@@ -238,35 +265,77 @@ class Optimizer:
                     f"grads: expected {len(self._params)} entries, one for each parameter, got {len(listed)}"
                 )
             return listed
-        found: list[Array | None] = []
         for index, parameter in enumerate(self._params):
             if not isinstance(parameter, Parameter):
                 raise ValueError(
                     f"grads: expected a list, got None; params[{index}] is a plain array without a gradient of its own"
                 )
-            found.append(parameter.grad)
-        return found
+        return [parameter.grad for parameter in self._parameters]
 
-    def _blame(self, indices: list[int], grads: list[Array]) -> str:
-        norms = kernels("norm", grads[0]).tensor_norms(grads, 2.0)
-        named = []
-        for index, norm in zip(indices, norms, strict=True):
-            if not math.isfinite(norm):
-                name = getattr(self._params[index], "name", "") or f"params[{index}]"
-                named.append(f"{name} (norm {norm:g})")
-        return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
+    def _norm(self, checked: TensorSets, launches: list[_Launch], grads: list[Any]) -> float:
+        """Return the global norm, summed in the order of the parameters however they are launched."""
+        if len(launches) == 1 and self.gradient_norm is None:
+            return float(kernels("norm").global_norm(checked.sets[0][1], 2.0))
+        norms, missed = np.zeros(len(grads)), 0
+        for launch, lists in zip(launches, checked.sets, strict=True):
+            if self.gradient_norm is None:
+                norms[launch.indices] = kernels("norm").tensor_norms(lists[1], 2.0)
+            else:
+                own = [grads[index] for index in launch.indices]
+                norms[launch.indices] = self.gradient_norm._norms(own, lists[1], use_up=True)
+                missed += self.gradient_norm.missed
+        if self.gradient_norm is not None:
+            self.gradient_norm.missed = missed
+        present = [index for index, grad in enumerate(grads) if grad is not None]
+        return float(kernels("norm").norm_of_norms(norms[present], 2.0))
 
-    def _launch(self, kernel: Any, indices: list[int], grads: list[Array], keys: Sequence[str], *args: Any) -> None:
-        """Call `kernel`(params, grads, one list or None for each of _state_arrays, *args) with the states of `keys`.
+    def _blame(self, checked: TensorSets, launches: list[_Launch]) -> str:
+        named = {}
+        for launch, lists in zip(launches, checked.sets, strict=True):
+            norms = kernels("norm").tensor_norms(lists[1], 2.0)
+            for index, norm in zip(launch.indices, norms.tolist(), strict=True):
+                if not math.isfinite(norm):
+                    name = self._parameters[index].name or f"params[{index}]"
+                    named[index] = f"{name} (norm {norm:g})"
+        return f"the gradient is not finite in {', '.join(named[k] for k in sorted(named))}; nothing was changed"
 
-        What it writes goes back to parameters that are strided.
+    def _launch(self, stem: str, indices: list[int], keys: Sequence[str], args: tuple[Any, ...]) -> _Launch:
+        """Return the launch of `<stem>_step`(params, grads, a list or None for each of _state_arrays, *args, scale).
+
+        keys: the states that take part; a parameter that has none yet gets zeros, which `_remember` makes its own.
         """
-        params = [self._data(index) for index in indices]
-        states = [(key, [self._state[index][key] for index in indices], True) for key in keys]
-        checked = TensorGroups(("params", params, True), ("grads", grads, False), *states)
-        lists = dict(zip(keys, checked.lists[2:], strict=True))
-        kernel(*checked.lists[:2], *(lists.get(key) for key in self._state_arrays), *args)
-        checked.write_back()
+        entries = [self._state[index] for index in indices]
+        states, fresh = {}, False
+        for key in keys:
+            try:
+                states[key] = [entry[key] for entry in entries]
+            except KeyError:
+                fresh = True
+                states[key] = [
+                    entry[key] if key in entry else np.zeros_like(self._parameters[index].data, order="C")
+                    for index, entry in zip(indices, entries, strict=True)
+                ]
+        return _Launch(getattr(kernels(stem), f"{stem}_step"), indices, entries, states, fresh, args)
+
+    def _by_step(self, indices: list[int]) -> dict[int, list[int]]:
+        """Return the indices by the number of the step that their parameters are to take."""
+        steps = [self._state[index].get("step", 0) + 1 for index in indices]
+        if steps.count(steps[0]) == len(steps):
+            return {steps[0]: indices}
+        by_step: dict[int, list[int]] = {}
+        for index, step in zip(indices, steps, strict=True):
+            by_step.setdefault(step, []).append(index)
+        return by_step
+
+    def _remember(self, launch: _Launch) -> None:
+        """Keep the states and the step count of a launch that has run."""
+        if launch.fresh:
+            for key, arrays in launch.states.items():
+                for entry, array in zip(launch.entries, arrays, strict=True):
+                    entry[key] = array
+        if "step" in self._state_entries:
+            for entry in launch.entries:
+                entry["step"] = entry.get("step", 0) + 1
 
 
 class SGD(Optimizer):
@@ -291,6 +360,7 @@ class SGD(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -300,7 +370,7 @@ class SGD(Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "momentum", "weight_decay"):
@@ -309,20 +379,21 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov: needs momentum above 0 and dampening 0")
 
-    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
-        kernel, momentum = kernels("sgd", grads[0]).sgd_step, float(group["momentum"])
-        lr, decay = float(group["lr"]), float(group["weight_decay"])
-        gradients = dict(zip(indices, grads, strict=True))
-        fresh = [index for index in indices if momentum and "momentum_buffer" not in self._state[index]]
-        for index in fresh:
-            self._state[index]["momentum_buffer"] = np.zeros_like(self._data(index), order="C")
-        keys = ["momentum_buffer"] if momentum else []
+    def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
+        momentum, dampening = float(group["momentum"]), float(group["dampening"])
+
+        def launch(chosen: list[int], dampening: float) -> _Launch:
+            rates = (float(group["lr"]), momentum, dampening, bool(group["nesterov"]), float(group["weight_decay"]))
+            return self._launch(
+                "sgd", chosen, self._state_arrays if momentum else (), (*rates, bool(group["maximize"]))
+            )
+
+        if not (momentum and dampening):
+            return [launch(indices, dampening)]
         # torch's first step takes the gradient whole into the buffer: zeros and no dampening.
-        seasoned = sorted(set(indices) - set(fresh))
-        for chosen, dampening in ((fresh, 0.0), (seasoned, float(group["dampening"]))):
-            if chosen:
-                args = (lr, momentum, dampening, bool(group["nesterov"]), decay, bool(group["maximize"]), scale)
-                self._launch(kernel, chosen, [gradients[index] for index in chosen], keys, *args)
+        fresh = [index for index in indices if "momentum_buffer" not in self._state[index]]
+        seasoned = [index for index in indices if "momentum_buffer" in self._state[index]]
+        return [launch(chosen, share) for chosen, share in ((fresh, 0.0), (seasoned, dampening)) if chosen]
 
 
 class RMSprop(Optimizer):
@@ -350,6 +421,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -360,26 +432,18 @@ class RMSprop(Optimizer):
             "centered": centered,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "eps", "weight_decay", "momentum"):
             number(key, group[key], 0.0)
         number("alpha", group["alpha"], 0.0, 1.0)
 
-    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
+    def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
         used = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
+        rates = tuple(float(group[key]) for key in ("lr", "alpha", "eps", "weight_decay", "momentum"))
         keys = [key for key in self._state_arrays if used[key]]
-        for index in indices:
-            state = self._state[index]
-            for key in keys:
-                if key not in state:
-                    state[key] = np.zeros_like(self._data(index), order="C")
-        kernel = kernels("rmsprop", grads[0]).rmsprop_step
-        args = map(float, (group[key] for key in ("lr", "alpha", "eps", "weight_decay", "momentum")))
-        self._launch(kernel, indices, grads, keys, *args, bool(group["maximize"]), scale)
-        for index in indices:
-            self._state[index]["step"] = self._state[index].get("step", 0) + 1
+        return [self._launch("rmsprop", indices, keys, (*rates, bool(group["maximize"])))]
 
 
 class Adam(Optimizer):
@@ -407,6 +471,7 @@ class Adam(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -416,7 +481,7 @@ class Adam(Optimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite)
+        super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "eps", "weight_decay"):
@@ -427,24 +492,14 @@ class Adam(Optimizer):
         for place, beta in enumerate(betas):
             number(f"betas[{place}]", beta, 0.0, 1.0, open_high=True)
 
-    def _update(self, group: dict[str, Any], indices: list[int], grads: list[Array], scale: float) -> None:
+    def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
         keys = self._state_arrays if group["amsgrad"] else self._state_arrays[:2]
-        by_step: dict[int, tuple[list[int], list[Array]]] = {}
-        for index, grad in zip(indices, grads, strict=True):
-            state = self._state[index]
-            for key in keys:
-                if key not in state:
-                    state[key] = np.zeros_like(self._data(index), order="C")
-            members = by_step.setdefault(state.setdefault("step", 0) + 1, ([], []))
-            members[0].append(index)
-            members[1].append(grad)
-        kernel = kernels("adam", grads[0]).adam_step
-        args = (*map(float, (group["lr"], *group["betas"], group["eps"], group["weight_decay"])), self._decoupled)
+        rates = tuple(map(float, (group["lr"], *group["betas"], group["eps"], group["weight_decay"])))
         # One launch, unless parameters were left out of steps: their bias correction is another.
-        for step, (chosen, gradients) in by_step.items():
-            self._launch(kernel, chosen, gradients, keys, step, *args, bool(group["maximize"]), scale)
-            for index in chosen:
-                self._state[index]["step"] = step
+        return [
+            self._launch("adam", chosen, keys, (step, *rates, self._decoupled, bool(group["maximize"])))
+            for step, chosen in self._by_step(indices).items()
+        ]
 
 
 class AdamW(Adam):
@@ -467,9 +522,19 @@ class AdamW(Adam):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "skip",
+        gradient_norm: GradientNorm | None = None,
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, max_norm=max_norm, nonfinite=nonfinite
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            max_norm=max_norm,
+            nonfinite=nonfinite,
+            gradient_norm=gradient_norm,
         )
 
 

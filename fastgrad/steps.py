@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,16 +10,32 @@ from fastgrad._checks import Array, TensorGroups, number, tensor_list
 from fastgrad._dispatch import kernels
 from fastgrad.clipping import clip_coefficient
 
+if TYPE_CHECKING:
+    from fastgrad.gradient_norm import GradientNorm
+
 Arrays = Array | list[Array]
 
 
-def _gradient_scale(grads: list[Array], grad_scale: float | None, max_norm: float | None) -> tuple[float, Array | None]:
+def _gradient_scale(
+    groups: TensorGroups,
+    grads: list[Array],
+    grad_scale: float | None,
+    max_norm: float | None,
+    gradient_norm: GradientNorm | None,
+) -> tuple[float, Array | None]:
     # The factor that the kernel applies to every gradient, and the norm of the gradients without their own factor.
     unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
     if max_norm is None:
         return unscale, None
     limit = number("max_norm", max_norm, 0.0, finite=False)
-    norm = kernels("norm", grads[0]).global_norm(grads, 2.0) * unscale if grads else 0.0
+    norm, checked = 0.0, groups.lists[1]
+    if gradient_norm is not None:
+        from fastgrad.gradient_norm import checked_gradient_norm
+
+        norms = checked_gradient_norm(gradient_norm)._norms(grads, checked, use_up=True)
+        norm = kernels("norm").norm_of_norms(norms, 2.0) * unscale
+    elif checked:
+        norm = kernels("norm").global_norm(checked, 2.0) * unscale
     return clip_coefficient(norm, limit) * unscale, np.array(norm)
 
 
@@ -49,6 +65,7 @@ def adam_step(
     maximize: bool = False,
     grad_scale: float | None = None,
     max_norm: float | None = None,
+    gradient_norm: GradientNorm | None = None,
 ) -> Array | None:
     """Make one Adam step in place on params and state (Kingma and Ba, 2015), with clipping inside the same pass.
 
@@ -81,13 +98,15 @@ def adam_step(
         maximize: climb instead of descend.
         grad_scale: factor that the gradients carry (loss scaling), above 0; they are divided by it. None: 1.
         max_norm: clip to this global l2 norm, at least 0; the norm is taken of the gradients divided by grad_scale.
+        gradient_norm: what it was fed of grads is not read again for the norm; see `GradientNorm`. Without max_norm it
+            is not used.
 
     Returns:
         With max_norm the norm before clipping, 0-d float64 array; None without.
 
     Raises:
-        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number has a
-            wrong type.
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
+            gradient_norm has a wrong type.
         ValueError: lengths or shapes differ, a number is out of its range, a changed array is read-only or overlaps
             another array of the call.
     """
@@ -111,9 +130,9 @@ def adam_step(
         given.append(("max_exp_avg_sq", tensor_list("max_exp_avg_sq", max_exp_avg_sq), True))
     groups = TensorGroups(*given)
     p, g, m, v = groups.lists[:4]
-    scale, norm = _gradient_scale(g, grad_scale, max_norm)
+    scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
     if p:
-        kernels("adam", p[0]).adam_step(
+        kernels("adam").adam_step(
             p,
             g,
             m,
@@ -129,7 +148,7 @@ def adam_step(
             bool(maximize),
             scale,
         )
-        groups.write_back()
+        groups.done()
     return norm
 
 
@@ -146,6 +165,7 @@ def sgd_step(
     maximize: bool = False,
     grad_scale: float | None = None,
     max_norm: float | None = None,
+    gradient_norm: GradientNorm | None = None,
 ) -> Array | None:
     """Make one step of stochastic gradient descent in place on params and momentum_buffer, clipping in the same pass.
 
@@ -174,13 +194,15 @@ def sgd_step(
         maximize: climb instead of descend.
         grad_scale: factor that the gradients carry (loss scaling), above 0; they are divided by it. None: 1.
         max_norm: clip to this global l2 norm, at least 0; the norm is taken of the gradients divided by grad_scale.
+        gradient_norm: what it was fed of grads is not read again for the norm; see `GradientNorm`. Without max_norm it
+            is not used.
 
     Returns:
         With max_norm the norm before clipping, 0-d float64 array; None without.
 
     Raises:
-        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number has a
-            wrong type.
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
+            gradient_norm has a wrong type.
         ValueError: lengths or shapes differ, a number is out of its range, momentum without a buffer, a changed array
             is read-only or overlaps another array of the call.
     """
@@ -199,9 +221,9 @@ def sgd_step(
         given.append(("momentum_buffer", tensor_list("momentum_buffer", momentum_buffer), True))
     groups = TensorGroups(*given)
     p, g = groups.lists[:2]
-    scale, norm = _gradient_scale(g, grad_scale, max_norm)
+    scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
     if p:
-        kernels("sgd", p[0]).sgd_step(
+        kernels("sgd").sgd_step(
             p,
             g,
             groups.lists[2] if momentum_buffer is not None else None,
@@ -213,7 +235,7 @@ def sgd_step(
             bool(maximize),
             scale,
         )
-        groups.write_back()
+        groups.done()
     return norm
 
 
@@ -233,6 +255,7 @@ def rmsprop_step(
     maximize: bool = False,
     grad_scale: float | None = None,
     max_norm: float | None = None,
+    gradient_norm: GradientNorm | None = None,
 ) -> Array | None:
     """Make one RMSprop step in place on params and state (Tieleman and Hinton, 2012), with clipping in the same pass.
 
@@ -267,13 +290,15 @@ def rmsprop_step(
         maximize: climb instead of descend.
         grad_scale: factor that the gradients carry (loss scaling), above 0; they are divided by it. None: 1.
         max_norm: clip to this global l2 norm, at least 0; the norm is taken of the gradients divided by grad_scale.
+        gradient_norm: what it was fed of grads is not read again for the norm; see `GradientNorm`. Without max_norm it
+            is not used.
 
     Returns:
         With max_norm the norm before clipping, 0-d float64 array; None without.
 
     Raises:
-        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number has a
-            wrong type.
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
+            gradient_norm has a wrong type.
         ValueError: lengths or shapes differ, a number is out of its range, momentum without a buffer, centered without
             grad_avg, a changed array is read-only or overlaps another array of the call.
     """
@@ -297,9 +322,9 @@ def rmsprop_step(
         given.append(("grad_avg", tensor_list("grad_avg", grad_avg), True))
     groups = TensorGroups(*given)
     p, g, v = groups.lists[:3]
-    scale, norm = _gradient_scale(g, grad_scale, max_norm)
+    scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
     if p:
-        kernels("rmsprop", p[0]).rmsprop_step(
+        kernels("rmsprop").rmsprop_step(
             p,
             g,
             v,
@@ -313,5 +338,5 @@ def rmsprop_step(
             bool(maximize),
             scale,
         )
-        groups.write_back()
+        groups.done()
     return norm

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import runtime
 from .simd import Machine, Value
-from .streams import Table, streams_kernel
+from .streams import streams_kernel, table_of
 
 PARAM, GRAD, MEAN, SQUARE, LARGEST = range(5)  # streams
 
@@ -79,4 +79,5 @@ def adam_step(
     lists = [params, grads, exp_avg, exp_avg_sq]
     if max_exp_avg_sq is not None:
         lists.append(max_exp_avg_sq)
-    Table(lists).run(_step(params[0].dtype, max_exp_avg_sq is not None, coupled), scalars)
+    table, stream = table_of(lists)
+    table.run(_step(table.dtype, max_exp_avg_sq is not None, coupled), scalars, stream=stream)

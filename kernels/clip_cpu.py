@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import runtime
-from .streams import Table, streams_kernel
+from .streams import streams_kernel, table_of
 
 
 @runtime.kernel
@@ -29,11 +29,17 @@ def _clamp(dtype: np.dtype) -> Any:
 def scale(arrays: list[np.ndarray], coefficients: np.ndarray) -> None:
     """Multiply each array in place by its coefficient, float64 (len(arrays),); 1.0 leaves the array untouched."""
     (chosen,) = np.nonzero(coefficients != 1.0)
-    if chosen.size:
-        Table([[arrays[i] for i in chosen]]).run(_scale(arrays[0].dtype), own=coefficients[chosen])
+    if chosen.size == 0:
+        return
+    if chosen.size < coefficients.size:
+        whole = list(arrays)
+        arrays, coefficients = [whole[i] for i in chosen.tolist()], coefficients[chosen]
+    table, stream = table_of([arrays])
+    table.run(_scale(table.dtype), own=coefficients, stream=stream)
 
 
 def clip_by_value(arrays: list[np.ndarray], low: float, high: float) -> None:
     """Clamp the entries in place to [low, high]; NaN stays NaN."""
     if arrays:
-        Table([arrays]).run(_clamp(arrays[0].dtype), (low, high))
+        table, stream = table_of([arrays])
+        table.run(_clamp(table.dtype), (low, high), stream=stream)

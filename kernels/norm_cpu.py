@@ -11,15 +11,18 @@ Bytes: 4 an element in float32.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 
 from . import runtime
+from .runtime import peek, peek_double, poke_double
 from .simd import Machine, Value, traced
-from .streams import BLOCK, Table, tensor_of_block
+from .streams import BLOCK, Table, table_of, tensor_of_block
 
 # Sums of squares in here have lost nothing: no square overflowed, and what underflowed is below their last digit.
 SAFE_SQUARES = (1e-280, 1e300)
@@ -88,61 +91,134 @@ def _max_abs(dtype: np.dtype) -> Any:
     return _reduction(dtype, dtype.type, lambda m, s, x, f: _larger(m, s, m.abs(x)), _larger)
 
 
-def _per_tensor(table: Table, kernel: runtime.Kernel, reduce: np.ufunc, factors: np.ndarray) -> np.ndarray:
+@numba.njit(**runtime.INNER)
+def _pairwise(values, count):
+    """Sum doubles in NumPy's order: eight totals in each run of 128, and a tree of those."""
+    if count < 8:
+        total = -0.0
+        for i in range(count):
+            total += peek_double(values, i)
+        return total
+    if count > 128:
+        half = count // 2 - count // 2 % 8
+        return _pairwise(values, half) + _pairwise(values + half * 8, count - half)
+    a, b, c, d = peek_double(values, 0), peek_double(values, 1), peek_double(values, 2), peek_double(values, 3)
+    e, f, g, h = peek_double(values, 4), peek_double(values, 5), peek_double(values, 6), peek_double(values, 7)
+    whole = count - count % 8
+    for i in range(8, whole, 8):
+        a += peek_double(values, i)
+        b += peek_double(values, i + 1)
+        c += peek_double(values, i + 2)
+        d += peek_double(values, i + 3)
+        e += peek_double(values, i + 4)
+        f += peek_double(values, i + 5)
+        g += peek_double(values, i + 6)
+        h += peek_double(values, i + 7)
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for i in range(whole, count):
+        total += peek_double(values, i)
+    return total
+
+
+@numba.njit(**runtime.INNER)
+def _largest(values, count):
+    """Return the largest of numbers that are not negative, 0 of none; a NaN wins."""
+    largest = 0.0
+    for i in range(count):
+        value = peek_double(values, i)
+        if value > largest or value != value:
+            largest = value
+    return largest
+
+
+def _fold_blocks(partial, starts, tensors, largest, result):
+    for k in range(tensors):
+        first, count = peek(starts, k), peek(starts, k + 1) - peek(starts, k)
+        folded = 0.0
+        if count > 0 and largest:
+            folded = _largest(partial + first * 8, count)
+        elif count > 0:
+            folded = peek_double(partial, first)
+            if count > 1:
+                folded += _pairwise(partial + (first + 1) * 8, count - 1)
+        poke_double(result, k, folded)
+
+
+def _fold_norms(norms, tensors, scratch, result):
+    largest = _largest(norms, tensors)
+    if not 0.0 < largest < math.inf:
+        poke_double(result, 0, largest)
+        return
+    exponent = math.frexp(largest)[1]
+    for k in range(tensors):
+        scaled = math.ldexp(peek_double(norms, k), -exponent)
+        poke_double(scratch, k, scaled * scaled)
+    poke_double(result, 0, math.ldexp(math.sqrt(_pairwise(scratch, tensors)), exponent))
+
+
+_blocks_folder, _norms_folder = runtime.compiled(_fold_blocks), runtime.compiled(_fold_norms)
+
+
+@functools.lru_cache(maxsize=8)
+def _ones(count: int) -> np.ndarray:
+    return np.ones(count)
+
+
+def _per_tensor(
+    table: Table, stream: int, kernel: Callable[..., runtime.Kernel], factors: np.ndarray | None = None
+) -> np.ndarray:
     """Run a reduction and combine the blocks of each tensor, in order; empty tensors give 0."""
-    partial = table.reduce(kernel, factors)
-    result = np.zeros(table.tensors)
-    filled = table.sizes > 0
-    if table.blocks:
-        result[filled] = reduce.reduceat(partial, table.starts[:-1][filled])
+    partial = table.reduce(kernel(table.dtype), _ones(table.tensors) if factors is None else factors, stream)
+    result = np.empty(table.tensors)
+    addresses = (runtime.address(partial), runtime.address(table.starts), table.tensors)
+    _blocks_folder()(*addresses, int(kernel is _max_abs), runtime.address(result))
     return result
 
 
-def tensor_norms(arrays: list[np.ndarray], ord: float) -> np.ndarray:
+def tensor_norms(arrays: Sequence[np.ndarray], ord: float) -> np.ndarray:
     """Return the norm of each array, float64 (len(arrays),)."""
     if not arrays:
         return np.zeros(0)
-    dtype = arrays[0].dtype
-    table = Table([arrays])
-    ones = np.ones(table.tensors)
+    table, stream = table_of([arrays])
     if ord == math.inf:
-        return _per_tensor(table, _max_abs(dtype), np.maximum, ones)
+        return _per_tensor(table, stream, _max_abs)
     if ord == 1:
-        return _per_tensor(table, _sum_abs(dtype), np.add, ones)
-    squares = _per_tensor(table, _sum_squares(dtype), np.add, ones)
+        return _per_tensor(table, stream, _sum_abs)
+    squares = _per_tensor(table, stream, _sum_squares)
     norms = np.sqrt(squares)
-    low, high = SAFE_SQUARES
-    if dtype == np.float64:
+    if table.dtype == np.float64:
+        low, high = SAFE_SQUARES
         (unsafe,) = np.nonzero(~((squares > low) & (squares < high)) & (table.sizes > 0))
         if unsafe.size:
-            norms[unsafe] = _scaled_norms([arrays[i] for i in unsafe])
+            every = list(arrays)
+            norms[unsafe] = _scaled_norms([every[i] for i in unsafe.tolist()])
     return norms
 
 
 def _scaled_norms(arrays: list[np.ndarray]) -> np.ndarray:
     """Return 2-norms of float64 arrays whose squares over- or underflow: scaled by 2**-e, where 2**e is the largest."""
     table = Table([arrays])
-    largest = _per_tensor(table, _max_abs(arrays[0].dtype), np.maximum, np.ones(table.tensors))
+    largest = _per_tensor(table, 0, _max_abs)
     usual = np.isfinite(largest) & (largest > 0)
     # A factor of 2**1022 at most: it is itself finite, and lifts any subnormal far enough.
     exponents = np.clip(np.frexp(np.where(usual, largest, 1.0))[1], -1022, 1024)
-    squares = _per_tensor(table, _sum_squares(arrays[0].dtype), np.add, np.ldexp(1.0, -exponents))
+    squares = _per_tensor(table, 0, _sum_squares, np.ldexp(1.0, -exponents))
     with np.errstate(over="ignore"):
         return np.where(usual, np.ldexp(np.sqrt(squares), exponents), largest)
 
 
-def global_norm(arrays: list[np.ndarray], ord: float) -> float:
-    """Return the norm of all entries together: the norm of the norms."""
-    norms = tensor_norms(arrays, ord)
-    if norms.size == 0:
-        return 0.0
+def norm_of_norms(norms: np.ndarray, ord: float) -> float:
+    """Return the norm of all entries together of tensors with these norms."""
     if ord == math.inf:
-        return float(norms.max())
+        return float(norms.max(initial=0.0))
     if ord == 1:
         return float(norms.sum())
-    largest = float(norms.max())
-    if not 0 < largest < math.inf:
-        return largest
-    exponent = math.frexp(largest)[1]
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.ldexp(np.sqrt(np.sum(np.square(np.ldexp(norms, -exponent)))), exponent))
+    scratch = np.empty(norms.size + 1)
+    here = runtime.address(scratch)
+    _norms_folder()(runtime.address(norms), norms.size, here + 8, here)
+    return float(scratch[0])
+
+
+def global_norm(arrays: Sequence[np.ndarray], ord: float) -> float:
+    """Return the norm of all entries together: the norm of the norms."""
+    return norm_of_norms(tensor_norms(arrays, ord), ord)

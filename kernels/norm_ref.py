@@ -40,6 +40,11 @@ def tensor_norms(arrays: list[Array], ord: float) -> Array:
     return np.array([_norm(a, ord) for a in arrays], dtype=np.float64)
 
 
+def norm_of_norms(norms: Array, ord: float) -> float:
+    """Return the norm of all entries together of tensors with these norms."""
+    return _norm(norms, ord)
+
+
 def global_norm(arrays: list[Array], ord: float) -> float:
     """Return the norm of all entries together: the norm of the norms."""
-    return _norm(tensor_norms(arrays, ord), ord)
+    return norm_of_norms(tensor_norms(arrays, ord), ord)

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import runtime
 from .simd import Machine, Value
-from .streams import Table, streams_kernel
+from .streams import streams_kernel, table_of
 
 PARAM, GRAD, SQUARE = range(3)  # streams; the buffer and the mean follow where there are any
 
@@ -67,6 +67,8 @@ def rmsprop_step(
     """Update params and state in place; grads are only read. grad_avg given is centered."""
     if not params:
         return
-    kernel = _step(params[0].dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0)
     lists = [params, grads, square_avg, *(state for state in (momentum_buffer, grad_avg) if state is not None)]
-    Table(lists).run(kernel, (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum))
+    table, stream = table_of(lists)
+    kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0)
+    scalars = (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum)
+    table.run(kernel, scalars, stream=stream)

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import runtime
 from .simd import Machine, Value
-from .streams import Table, streams_kernel
+from .streams import streams_kernel, table_of
 
 PARAM, GRAD, BUFFER = range(3)  # streams
 
@@ -54,5 +54,6 @@ def sgd_step(
     if not params:
         return
     lists = [params, grads] if momentum_buffer is None else [params, grads, momentum_buffer]
-    kernel = _step(params[0].dtype, momentum_buffer is not None, nesterov, weight_decay != 0)
-    Table(lists).run(kernel, (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening))
+    table, stream = table_of(lists)
+    kernel = _step(table.dtype, momentum_buffer is not None, nesterov, weight_decay != 0)
+    table.run(kernel, (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening), stream=stream)

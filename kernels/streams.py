@@ -7,7 +7,7 @@ Within a block, 256 bytes are taken of one stream before the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numba
@@ -91,30 +91,80 @@ class Table:
     """
 
     def __init__(self, lists: Sequence[Sequence[np.ndarray]]):
-        self.tensors = len(lists[0])
-        self.addresses = runtime.addresses([a for arrays in lists for a in arrays])
-        self.sizes = np.array([a.size for a in lists[0]], np.int64)
-        self.starts = np.zeros(self.tensors + 1, np.int64)
-        np.cumsum(-(-self.sizes // BLOCK), out=self.starts[1:])
-        self.blocks = int(self.starts[-1])
-        self.elements = int(self.sizes.sum())
+        addresses = runtime.addresses([a for arrays in lists for a in arrays])
+        sizes = np.array([a.size for a in lists[0]], np.int64)
+        starts = np.zeros(sizes.size + 1, np.int64)
+        np.cumsum(-(-sizes // BLOCK), out=starts[1:])
+        self._lay_out(addresses, sizes, starts)
+        self.filled(lists[0][0].dtype, int(starts[-1]), int(sizes.sum()))
 
-    def run(self, kernel: runtime.Kernel, scalars: Sequence[float] = (), own: np.ndarray | None = None) -> None:
+    def _lay_out(self, addresses: np.ndarray, sizes: np.ndarray, starts: np.ndarray) -> None:
+        self.tensors = sizes.size
+        self.addresses, self.sizes, self.starts = addresses, sizes, starts
+        tables = (runtime.address(addresses), self.tensors, runtime.address(starts), runtime.address(sizes))
+        self._start, self._pointers = tables[0], np.array([*tables, 0, 0], np.int64)
+
+    def filled(self, dtype: np.dtype, blocks: int, elements: int) -> None:
+        """Say what the numbers of the table add up to."""
+        self.dtype, self.blocks, self.elements = dtype, blocks, elements
+
+    def run(
+        self, kernel: runtime.Kernel, scalars: Sequence[float] = (), own: np.ndarray | None = None, stream: int = 0
+    ) -> None:
         """Run a streams kernel over every element; `own` (tensors,) float64 are the scalars of each tensor."""
         numbers = np.array(scalars, np.float64)
-        self.launch(kernel, runtime.address(numbers), 0 if own is None else runtime.address(own))
+        self.launch(kernel, runtime.address(numbers), 0 if own is None else runtime.address(own), stream)
 
-    def reduce(self, kernel: runtime.Kernel, own: np.ndarray | None = None) -> np.ndarray:
-        """Run a kernel that writes one double per block, and return them (blocks,)."""
+    def reduce(self, kernel: runtime.Kernel, own: np.ndarray | None = None, stream: int = 0) -> np.ndarray:
+        """Run a kernel that writes one double per block of a stream, and return them (blocks,)."""
         partial = np.empty(self.blocks)
-        self.launch(kernel, runtime.address(partial), 0 if own is None else runtime.address(own))
+        self.launch(kernel, runtime.address(partial), 0 if own is None else runtime.address(own), stream)
         return partial
 
-    def launch(self, kernel: runtime.Kernel, *further: int) -> None:
-        """Run a kernel over all blocks; pointers are the table, tensors, starts, sizes and what is `further` given."""
-        tables = (runtime.address(self.addresses), self.tensors, runtime.address(self.starts))
-        pointers = np.array([*tables, runtime.address(self.sizes), *further], np.int64)
+    def launch(self, kernel: runtime.Kernel, results: int, own: int, stream: int = 0) -> None:
+        """Run a kernel over all blocks; pointers: the table from `stream` on, tensors, starts, sizes, and these two."""
+        pointers = self._pointers
+        pointers[0] = self._start + stream * self.tensors * 8
+        pointers[4], pointers[5] = results, own
         runtime.run(kernel, self.blocks, pointers, parallel=self.elements > PARALLEL_SIZE)
+
+
+class Held:
+    """The arrays of a table while a call goes on."""
+
+    __slots__ = ("arrays",)
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+
+
+class Row(Sequence):
+    """A list of arrays that is one stream of a table made earlier: those of `held` from place `first` on."""
+
+    __slots__ = ("first", "held", "stream", "table")
+
+    def __init__(self, table: Table, stream: int, held: Held, first: int):
+        self.table, self.stream, self.held, self.first = table, stream, held, first
+
+    def __len__(self) -> int:
+        return self.table.tensors
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.held.arrays[self.first : self.first + self.table.tensors])
+
+
+def table_of(lists: Sequence[Sequence[np.ndarray]]) -> tuple[Table, int]:
+    """Return the table that holds these lists as neighbouring streams, made now if need be, and the first's number."""
+    first = lists[0]
+    if type(first) is not Row:
+        return Table(lists), 0
+    for k, other in enumerate(lists):
+        if type(other) is not Row or other.table is not first.table or other.stream != first.stream + k:
+            return Table(lists), 0
+    return first.table, first.stream
 
 
 def run_single(kernel: runtime.Kernel, arrays: Sequence[np.ndarray], scalars: Sequence[float] = ()) -> None:

@@ -278,7 +278,9 @@ def test_nothing_to_do(backend):
 def test_a_dropped_bias_correction_is_noticed(backend, monkeypatch):
     """A planted fault: Adam that always takes its first step's bias correction must fail the comparison."""
     original = Adam._launch
-    monkeypatch.setattr(Adam, "_launch", lambda self, k, i, g, keys, step, *a: original(self, k, i, g, keys, 1, *a))
+    monkeypatch.setattr(
+        Adam, "_launch", lambda self, stem, i, keys, args: original(self, stem, i, keys, (1, *args[1:]))
+    )
     with pytest.raises(AssertionError, match=r"parameter 0.*entries are off"):
         test_trajectory_is_torchs(backend, np.float64, Adam, {"lr": 0.05}, None)
 

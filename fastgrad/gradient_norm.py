@@ -1,0 +1,135 @@
+"""The norm of gradients, taken one by one as they are produced."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastgrad._checks import Array, TensorGroups, tensor_list
+from fastgrad._dispatch import kernels
+
+
+class _Fed(weakref.ref[Array]):
+    """An array that was fed, while it lives: its id, its norm, and the strides that it had.
+
+    Another dtype or shape set on the object changes the strides; to resize it, NumPy refuses while this refers to it.
+    """
+
+    __slots__ = ("key", "norm", "strides")
+
+    key: int
+    norm: float
+    strides: tuple[int, ...]
+
+
+class GradientNorm:
+    """Take the l2 norm of each gradient when it is produced, so that the step reads none of them for the global norm.
+
+    An Adam step with clipping moves 32 bytes a parameter in float32, 4 of them for the norm. Fed right behind the
+    kernel that wrote it, a gradient is still in the cache, and the step moves 28:
+
+        norm = fastgrad.GradientNorm()
+        ...
+        norm.add(dweight)                                # as soon as its final value is there
+        ...
+        fastgrad.adam_step(params, grads, m, v, step=t, max_norm=1.0, gradient_norm=norm)
+
+    With layers, `Adam(model.parameters(), max_norm=1.0, gradient_norm=norm)` has every Parameter feed its gradient
+    when a backward pass stores it or adds to it. It pays where tensors are large and there is cache to hold one: each
+    `add` costs some microseconds, and a list of small tensors has its norm in one launch faster.
+
+    What was fed must not be changed before the step, other than by `Parameter.accumulate`: scaling a gradient in place
+    leaves its old norm here, and the step clips by that. Feed it again: the last time counts. Everything else is
+    noticed, and the gradient read as if it had never been fed: another array in its place, also one at the address of
+    a freed one; one whose dtype or strides were set; one never fed. So the norm is that of `fastgrad.global_norm` to
+    the last bit, whatever was fed. A step uses up what was fed for its gradients.
+
+    missed: how many gradients of the last step or `norm` had to be read.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self._fed: dict[int, _Fed] = {}
+
+    def __len__(self) -> int:
+        """Return how many living gradients are fed."""
+        return len(self._fed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GradientNorm, ()  # a copy has been fed nothing
+
+    def add(self, grads: Array | list[Array]) -> None:
+        """Take the norms of these gradients; of one that was fed before, its present value counts.
+
+        Args:
+            grads: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; no reference to
+                them is kept.
+
+        Raises:
+            TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
+        """
+        arrays = tensor_list("grads", grads)
+        groups = TensorGroups(("grads", arrays, False))
+        norms = kernels("norm").tensor_norms(groups.lists[0], 2.0)
+        groups.done()
+        for array, norm in zip(arrays, norms.tolist(), strict=True):
+            fed = _Fed(array, self._forget)
+            fed.key, fed.norm, fed.strides = id(array), norm, array.strides
+            self._fed[fed.key] = fed
+
+    def norm(self, grads: Array | list[Array]) -> Array:
+        """Return the global l2 norm of gradients, the bits of `fastgrad.global_norm(grads)`; nothing is used up.
+
+        Args:
+            grads: one array or a list of arrays as in `add`, fed or not.
+
+        Returns:
+            0-d float64 array.
+
+        Raises:
+            TypeError: as in `add`.
+        """
+        arrays = tensor_list("grads", grads)
+        groups = TensorGroups(("grads", arrays, False))
+        norms = self._norms(arrays, groups.lists[0])
+        groups.done()
+        return np.array(kernels("norm").norm_of_norms(norms, 2.0))
+
+    def clear(self) -> None:
+        """Forget all that was fed."""
+        self._fed.clear()
+
+    def _norms(self, arrays: Sequence[Array], checked: Sequence[Array], use_up: bool = False) -> Array:
+        """Return the norm of each of these arrays, float64; checked: the same arrays, contiguous."""
+        known = [self._known(array) for array in arrays]
+        missing = [k for k, norm in enumerate(known) if norm is None]
+        self.missed = len(missing)
+        if use_up:
+            for array in arrays:
+                self._fed.pop(id(array), None)
+        if len(missing) == len(known):
+            return kernels("norm").tensor_norms(checked, 2.0)
+        norms = np.array(known, dtype=np.float64)  # None becomes NaN
+        if missing:
+            every = list(checked)
+            norms[missing] = kernels("norm").tensor_norms([every[k] for k in missing], 2.0)
+        return norms
+
+    def _known(self, array: Array) -> float | None:
+        fed = self._fed.get(id(array))
+        if fed is None or fed() is not array or fed.strides != array.strides:
+            return None
+        return fed.norm
+
+    def _forget(self, fed: Any) -> None:
+        self._fed.pop(fed.key, None)
+
+
+def checked_gradient_norm(value: Any) -> GradientNorm:
+    """Return `value`, a GradientNorm. Raises TypeError for something else."""
+    if isinstance(value, GradientNorm):
+        return value
+    raise TypeError(f"gradient_norm: expected a fastgrad.GradientNorm, got {type(value).__qualname__}")
