@@ -93,6 +93,22 @@ def global_norm(grads: Sequence[Array]) -> Array:
     return np.sqrt(sum(np.sum(g * g) for g in grads))
 
 
+def health(arrays: Sequence[Array]) -> list[list[float]]:
+    """Return for each array its norm, largest magnitude, and counts of NaN, Inf, zero and subnormal entries."""
+    tiny = np.finfo(arrays[0].dtype).tiny
+    return [
+        [
+            float(np.linalg.norm(a)),
+            float(np.abs(a).max()),
+            np.isnan(a).sum(),
+            np.isinf(a).sum(),
+            (a == 0).sum(),
+            ((a != 0) & (np.abs(a) < tiny)).sum(),
+        ]
+        for a in arrays
+    ]
+
+
 def clip_by_global_norm(grads: Sequence[Array], max_norm: float) -> Array:
     """Scale the gradients in place to at most this norm; return the norm before."""
     norm = global_norm(grads)

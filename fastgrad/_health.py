@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -128,9 +129,14 @@ def _percent(count: int, size: int) -> str:
     return "<0.01 %" if share < 0.01 else f"{share:.2f} %"
 
 
+@functools.lru_cache(maxsize=8)
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
 def _names(names: Any, count: int) -> tuple[str, ...]:
     if names is None:
-        return tuple(map(str, range(count)))
+        return _numbers(count)
     if isinstance(names, str | bytes) or not isinstance(names, Sequence):
         raise TypeError(f"names: expected a list of strings, got {type(names).__qualname__}")
     for k, name in enumerate(names):

@@ -59,10 +59,10 @@ def set_subnormals(policy: str) -> None:
 
     - A number that an operation leaves as it is keeps its bits: x > 0 in relu, dy where a derivative is 1 throughout,
       what lies within the bounds of clip_by_value.
-    - Scalars such as learning rates and clipping coefficients are computed by Python, which never flushes. One that is
-      subnormal in the dtype of the arrays counts as zero in a kernel that flushes.
-    - Sums over blocks and the norms made of them are combined in double precision by NumPy, which never flushes;
-      entries that are subnormal count as zero in them. The counts of `health` are those of the bits in memory, always.
+    - Scalars such as learning rates and clipping coefficients are computed outside of the kernels, where nothing is
+      flushed. One that is subnormal in the dtype of the arrays counts as zero in a kernel that flushes.
+    - Norms and bias gradients are put together outside of the kernels too, from sums over blocks to which subnormal
+      entries have added nothing. The counts of `health` are those of the bits in memory, always.
     - The backend "reference" is plain NumPy and ignores the policy.
 
     Raises:

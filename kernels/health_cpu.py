@@ -21,8 +21,8 @@ from .simd import Machine, Value, traced
 from .streams import BLOCK, Table, tensor_of_block
 
 SQUARES, NAN, INF, ZERO, SUBNORMAL, LARGEST = range(6)  # rows of what the kernel writes
-# Counting keeps the processor busier than summing alone, and it looks less far ahead: 1.12 times the norm's time on one
-# thread with simd.PREFETCH_BYTES, 1.01 with twice that.
+# 67 M float32 on one thread of a Zen 5: 8.6 ms with simd.PREFETCH_BYTES, 7.6 with twice that. Counting keeps the
+# processor busier than summing alone, and it looks less far ahead by itself.
 AHEAD_BYTES = 4096
 
 
