@@ -172,9 +172,12 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
         ValueError: not as many names as arrays, or two alike.
     """
     listed = tensor_list("arrays", arrays)
-    checked = TensorGroups(("arrays", listed, False)).lists[0]
-    called = _names(names, len(checked))
+    called = _names(names, len(listed))
+    groups = TensorGroups(("arrays", listed, False))
+    checked = groups.lists[0]
     sizes = np.array([a.size for a in checked], np.int64)
     if not checked:
         return Health(called, sizes, *(np.zeros(0, kind) for kind in [np.float64] * 2 + [np.int64] * 4))
-    return Health(called, sizes, *kernels("health", checked[0]).health(checked))
+    found = kernels("health", checked[0]).health(checked)
+    groups.done()
+    return Health(called, sizes, *found)

@@ -60,6 +60,7 @@ _OTHER_NAMES = {
     "LSTM": "lstm",
     "GRU": "gru",
     "Linear": "linear",
+    "GradientNorm": "global_norm",
     "Embedding": "embedding",
 }
 

@@ -11,6 +11,7 @@ Bytes: 4 an element in float32, as for the norm alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from . import runtime
 from .norm_cpu import SAFE_SQUARES, tensor_norms
 from .simd import Machine, Value, traced
-from .streams import BLOCK, Table, tensor_of_block
+from .streams import BLOCK, table_of, tensor_of_block
 
 SQUARES, NAN, INF, ZERO, SUBNORMAL, LARGEST = range(6)  # rows of what the kernel writes
 # 67 M float32 on one thread of a Zen 5: 8.6 ms with simd.PREFETCH_BYTES, 7.6 with twice that. Counting keeps the
@@ -108,12 +109,12 @@ def _examine(dtype: np.dtype) -> Any:
     return kernel
 
 
-def health(arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+def health(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Return for each array: l2 norm, max |a| without NaN (float64); NaN, Inf, zero, subnormal entries (int64)."""
-    dtype = arrays[0].dtype
-    table = Table([arrays])
+    table, stream = table_of([arrays])
+    dtype = table.dtype
     results = np.empty((6, table.blocks))
-    table.launch(_examine(dtype), runtime.address(results), 0)
+    table.launch(_examine(dtype), runtime.address(results), 0, stream)
     # The blocks of each tensor are combined in order; empty tensors have none.
     totals, bits = np.zeros((5, table.tensors)), np.zeros(table.tensors, np.int64)
     filled = table.sizes > 0
@@ -129,6 +130,7 @@ def health(arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         usual = (largest > 0) & np.isfinite(largest) & ~np.isnan(norms)
         (unsafe,) = np.nonzero(usual & ~((totals[SQUARES] > low) & (totals[SQUARES] < high)))
         if unsafe.size:
-            norms[unsafe] = tensor_norms([arrays[i] for i in unsafe], 2.0)
+            every = list(arrays)
+            norms[unsafe] = tensor_norms([every[i] for i in unsafe.tolist()], 2.0)
     nan, inf, zero, subnormal = totals[NAN:LARGEST].astype(np.int64)
     return norms, largest, nan, inf, zero, subnormal
