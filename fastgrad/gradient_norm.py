@@ -38,8 +38,9 @@ class GradientNorm:
         fastgrad.adam_step(params, grads, m, v, step=t, max_norm=1.0, gradient_norm=norm)
 
     With layers, `Adam(model.parameters(), max_norm=1.0, gradient_norm=norm)` has every Parameter feed its gradient
-    when a backward pass stores it or adds to it. It pays where tensors are large and there is cache to hold one: each
-    `add` costs some microseconds, and a list of small tensors has its norm in one launch faster.
+    when a backward pass stores it or adds to it. Measure whether that pays: each `add` takes 9 us, against 10 us for a
+    whole list of small tensors in the step, so it can only pay where memory is slow against the caches and tensors are
+    large. On two cores with 32 MB of cache, steps with tensors of 1 to 9 MB took the same time with it and without.
 
     What was fed must not be changed before the step, other than by `Parameter.accumulate`: scaling a gradient in place
     leaves its old norm here, and the step clips by that. Feed it again: the last time counts. Everything else is

@@ -263,6 +263,39 @@ def test_strided_and_single_arrays(backend):
     np.testing.assert_array_equal(fortran, plain)
 
 
+def test_strided_arrays_in_groups(backend):
+    plain = [random(k, (6, 4)) for k in range(3)]
+    strided = [np.zeros((6, 8))[:, ::2] for _ in plain]
+    for view, array in zip(strided, plain, strict=True):
+        view[...] = array
+    made = [
+        Adam([{"params": params[:1]}, {"params": params[1:], "lr": 0.3}], lr=0.1, max_norm=0.5)
+        for params in (plain, strided)
+    ]
+    for step in range(3):
+        grads = [random(10 * step + k, (6, 4)) for k in range(3)]
+        grads[1] = grads[1][::-1]
+        assert made[0].step(grads) == made[1].step(grads)
+        for view, array in zip(strided, plain, strict=True):
+            np.testing.assert_array_equal(view, array)
+
+
+def test_arrays_of_two_groups_may_not_overlap(backend):
+    memory = random(1, 30)
+    params = [memory[:10], memory[10:20]]
+    made = SGD([{"params": [params[0]]}, {"params": [params[1]]}], lr=0.1)
+    made.step([memory[20:30], np.ones(10)])
+    before = memory.copy()
+    for grads in ([memory[5:15], np.ones(10)], [np.ones(10), memory[5:15]], [np.ones(10), params[0]]):
+        with pytest.raises(ValueError, match=r"grads\[[01]\] and params\[[01]\] overlap"):
+            made.step(grads)
+    with pytest.raises(TypeError, match=r"grads\[1\] is float32"):
+        made.step([np.ones(10), np.ones(10, np.float32)])
+    with pytest.raises(ValueError, match=r"grads\[1\]: expected the shape of params\[1\]"):
+        made.step([np.ones(10), np.ones(11)])
+    np.testing.assert_array_equal(memory, before)
+
+
 def test_nothing_to_do(backend):
     parameter = Parameter(np.ones(3))
     optimizer = Adam([parameter], max_norm=1.0)
