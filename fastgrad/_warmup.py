@@ -142,7 +142,9 @@ def _keys(factory: Factory, kinds: Sequence[str], dtype: np.dtype[Any]) -> Itera
     for kind in kinds if "kind" in factory.parameters else ("",):
         values: list[Sequence[Hashable]] = []
         for name, type_ in factory.parameters.items():
-            if name == "dtype":
+            if name in factory.values:
+                values.append(factory.values[name])
+            elif name == "dtype":
                 values.append((dtype,))
             elif name == "kind":
                 values.append((kind,))
@@ -151,7 +153,7 @@ def _keys(factory: Factory, kinds: Sequence[str], dtype: np.dtype[Any]) -> Itera
             elif type_ == "bool":
                 values.append((False, True))
             else:
-                raise NotImplementedError(f"{factory.name}: say here which values of {name} programs use")
+                raise NotImplementedError(f"{factory.name}: say which values it is for, @runtime.kernel({name}=...)")
         yield from itertools.product(*values)
 
 
