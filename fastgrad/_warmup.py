@@ -344,7 +344,7 @@ def serve(folder: str, dtype: str, *names: str) -> None:
     if str(runtime.cache_state().written) != folder:
         return  # Numba was configured from inside the other process: what is compiled here would not be found there
     jobs = plan(names, np.dtype(dtype))
-    runtime.addresses([np.empty(1)] * 8)  # Numba's own start is not to count as the first kernel's time
+    runtime.prepare(parallel=False)  # the start of Numba itself is not to count as the first kernel's time
     print(ANSWER, flush=True)
     for line in sys.stdin:
         made = _make(line.strip(), jobs)

@@ -418,10 +418,13 @@ def prepared(get: Callable[[], Any]) -> Callable[[], Any]:
     return get
 
 
-def prepare() -> None:
-    """Make ready what runs kernels: the loops over blocks, and what the modules imported so far need beside kernels."""
+def prepare(parallel: bool = True) -> None:
+    """Make ready what runs kernels: the loops over blocks, and what the modules imported so far need beside kernels.
+
+    parallel : also the loop that starts the threads, where there is more than one
+    """
     _runner(False)
-    if max_threads() > 1:
+    if parallel and max_threads() > 1:
         _runner(True)
     for get in _prepared:
         get()
