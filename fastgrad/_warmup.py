@@ -144,7 +144,9 @@ def _keys(factory: Factory, kinds: Sequence[str], dtype: np.dtype[Any]) -> Itera
     for kind in kinds if "kind" in factory.parameters else ("",):
         values: list[Sequence[Hashable]] = []
         for name, type_ in factory.parameters.items():
-            if name == "dtype":
+            if name in factory.values:
+                values.append(factory.values[name])
+            elif name == "dtype":
                 values.append((dtype,))
             elif name == "kind":
                 values.append((kind,))
@@ -153,7 +155,7 @@ def _keys(factory: Factory, kinds: Sequence[str], dtype: np.dtype[Any]) -> Itera
             elif type_ == "bool":
                 values.append((False, True))
             else:
-                raise NotImplementedError(f"{factory.name}: say here which values of {name} programs use")
+                raise NotImplementedError(f"{factory.name}: say which values it is for, @runtime.kernel({name}=...)")
         yield from itertools.product(*values)
 
 
@@ -344,7 +346,7 @@ def serve(folder: str, dtype: str, *names: str) -> None:
     if str(runtime.cache_state().written) != folder:
         return  # Numba was configured from inside the other process: what is compiled here would not be found there
     jobs = plan(names, np.dtype(dtype))
-    runtime.prepare()  # Numba's own start is not to count as the first kernel's time
+    runtime.prepare(parallel=False)  # the start of Numba itself is not to count as the first kernel's time
     print(ANSWER, flush=True)
     for line in sys.stdin:
         made = _make(line.strip(), jobs)

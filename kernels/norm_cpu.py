@@ -179,7 +179,9 @@ def _fold_squares(partial, starts, tensors, checked, norms, scratch, result):
     poke_double(result, 1, unsafe)
 
 
-_blocks_folder, _norms_folder = runtime.compiled(_fold_blocks), runtime.compiled(_fold_norms)
+_blocks_folder = runtime.compiled(_fold_blocks)
+_norms_folder = runtime.compiled(_fold_norms)
+_squares_folder = runtime.compiled(_fold_squares)
 
 
 @functools.lru_cache(maxsize=8)
@@ -254,7 +256,7 @@ def global_norm(arrays: Sequence[np.ndarray], ord: float) -> float:
         ones = runtime.address(_ones(tensors)) if double else 0
         table.launch(_sum_squares(table.dtype), partial, ones, stream)
         starts = runtime.address(table.starts)
-        _compiled(_fold_squares)(partial, starts, tensors, int(double), norms, norms + 8 * tensors, result)
+        _squares_folder()(partial, starts, tensors, int(double), norms, norms + 8 * tensors, result)
         norm, unsafe = memory[:2].tolist()
         if not unsafe:
             return norm

@@ -332,12 +332,14 @@ class Factory:
 
     get : get(*key) returns the kernel of a key
     parameters : names of what a key holds -> their types
+    values : parameter -> what programs give, where that does not follow from its type
     kernels : those that this process has, by key
     """
 
     name: str
     get: Callable[..., Kernel]
     parameters: dict[str, str]
+    values: dict[str, Sequence[Hashable]]
     kernels: dict[Hashable, Kernel]
 
     def kernel_name(self, key: Sequence[Hashable]) -> str:
@@ -351,11 +353,21 @@ class Factory:
 factories: dict[str, Factory] = {}  # of the modules imported so far, by name
 
 
-def kernel(function: Callable[..., Callable[..., None]]) -> Callable[..., Kernel]:
+Define = Callable[..., Callable[..., None]]
+
+
+def kernel(function: Define | None = None, /, **values: Sequence[Hashable]) -> Any:
     """Make a factory of kernels compile each of its kernels once.
 
     `function(*key)` returns the Python function of the kernel for that key: a dtype, a kind of activation, ...
+    `@kernel(width=(1, 2))` says which values programs give to a parameter whose type does not tell, for `warmup`.
     """
+    if function is None:
+        return lambda function: _register(function, values)
+    return _register(function, values)
+
+
+def _register(function: Define, values: dict[str, Sequence[Hashable]]) -> Callable[..., Kernel]:
     lock = threading.Lock()
     kernels: dict[Hashable, Kernel] = {}
 
@@ -371,7 +383,7 @@ def kernel(function: Callable[..., Callable[..., None]]) -> Callable[..., Kernel
 
     name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
     parameters = {name: type_ for name, type_ in function.__annotations__.items() if name != "return"}
-    factory = factories[name] = Factory(name, get, parameters, kernels)
+    factory = factories[name] = Factory(name, get, parameters, values, kernels)
     return get
 
 
@@ -449,10 +461,13 @@ def _needs_lock() -> bool:
     return threading_layer() == "workqueue"
 
 
-def prepare() -> None:
-    """Make ready what runs kernels: the loops over blocks and what modules have `compiled`."""
+def prepare(parallel: bool = True) -> None:
+    """Make ready what runs kernels: the loops over blocks, and what the modules imported so far have `compiled`.
+
+    parallel : also the loop that starts the threads, where there is more than one
+    """
     _runner(False)
-    if max_threads() > 1:
+    if parallel and max_threads() > 1:
         _runner(True)
     for helper in _helpers:
         helper()

@@ -41,6 +41,24 @@ def test_every_kernel_is_reached(dtype):
     assert reached == own_factories()
 
 
+def test_a_factory_says_what_its_keys_hold():
+    def width(dtype: np.dtype, width: int, fast: bool):
+        raise AssertionError("not to be compiled")
+
+    kept = dict(runtime.factories)
+    dtype = np.dtype(np.float32)
+    try:
+        runtime.kernel(width)
+        with pytest.raises(NotImplementedError, match=r"test_warmup.width: .* @runtime.kernel\(width=...\)"):
+            list(_warmup._keys(runtime.factories["test_warmup.width"], ("",), dtype))
+        runtime.kernel(width=(1, 4))(width)
+        keys = list(_warmup._keys(runtime.factories["test_warmup.width"], ("",), dtype))
+        assert keys == [(dtype, width, fast) for width in (1, 4) for fast in (False, True)]
+    finally:
+        runtime.factories.clear()
+        runtime.factories.update(kept)
+
+
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
@@ -255,7 +273,7 @@ def test_without_a_cache_it_compiles_here_and_says_so(tmp_path):
     blocked.write_text("not a folder")
     code = "import fastgrad; r = fastgrad.warmup('mse', processes=2); print(r.count('compiled') == len(r.kernels), r)"
     out = python(code, FASTGRAD_CACHE_DIR=str(blocked))
-    assert out.startswith("True 4 kernels: 4 compiled")
+    assert out.startswith("True ") and " 0 loaded from the cache" in out
     assert "none, each process compiles anew" in out and f"{blocked}" in out and "in this process" in out
 
 
