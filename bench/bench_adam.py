@@ -8,6 +8,7 @@ Flops a parameter: 12, and 3 for clipping.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import limit
 import naive
@@ -24,8 +25,12 @@ MAX_NORM = 1.0
 TENSORS = {"one-tensor": ONE_TENSOR, **LISTS}
 
 
-def adam(name: str, clipped: bool, others: bool = False) -> Work:
-    """A step on the tensors of this name; clipped: after clipping their global norm to 1; others: with `peers`."""
+def adam(name: str, clipped: bool, others: bool = False, fed: bool = False) -> Work:
+    """A step on the tensors of this name.
+
+    clipped: after clipping their global norm to 1; others: with `peers`; fed: fastgrad has taken the norm of each
+    gradient before, outside of the clock, as when it is taken while gradients are produced.
+    """
     shapes = TENSORS[name]
     start, gradients = normals(0, shapes, scale=0.02), normals(1, shapes)
     hand, own = [[copies(start), zeros(shapes), zeros(shapes)] for _ in range(2)]
@@ -37,6 +42,14 @@ def adam(name: str, clipped: bool, others: bool = False) -> Work:
     if clipped:
         own_grads = copies(gradients)
         before[FASTGRAD] = restore(own_grads, gradients)
+    gradient_norm = fastgrad.GradientNorm() if fed else None
+    if gradient_norm is not None:
+
+        def before_own(written: Callable[[], None] = before[FASTGRAD]) -> None:
+            written()
+            gradient_norm.add(own_grads)
+
+        before[FASTGRAD] = before_own
 
     def by_hand() -> object:
         if clipped:
@@ -46,7 +59,9 @@ def adam(name: str, clipped: bool, others: bool = False) -> Work:
 
     def by_fastgrad() -> object:
         max_norm = MAX_NORM if clipped else None
-        fastgrad.adam_step(own[0], own_grads, *own[1:], step=next(own_steps), max_norm=max_norm)
+        step = next(own_steps)
+        fastgrad.adam_step(own[0], own_grads, *own[1:], step=step, max_norm=max_norm, gradient_norm=gradient_norm)
+        assert gradient_norm is None or gradient_norm.missed == 0
         return own
 
     by_torch = None
@@ -82,7 +97,7 @@ def adam(name: str, clipped: bool, others: bool = False) -> Work:
         return limit.of_memory(*[limit.reading(count(shapes))] * clipped, update)
 
     return Work(
-        f"{'clip + ' if clipped else ''}adam_step {name}",
+        f"{'clip + ' if clipped else ''}adam_step {name}{', norms taken before' if fed else ''}",
         name_of(shapes),
         (32 if clipped else 28) * count(shapes),
         (15 if clipped else 12) * count(shapes),

@@ -35,6 +35,9 @@ def headlines() -> dict[str, Callable[[], Work]]:
     rows: dict[str, Callable[[], Work]] = {
         f"Adam, one tensor ({count(ONE_TENSOR) / 1e6:.1f} M)": lambda: bench_adam.adam("one-tensor", False, True),
         f"clip + Adam, {GPT2}": lambda: bench_adam.adam("gpt2-small", True, True),
+        f"clip + Adam, norms taken as gradients were produced, {GPT2}": lambda: bench_adam.adam(
+            "gpt2-small", True, fed=True
+        ),
         "clip + Adam, 200 tensors of 1,000": lambda: bench_adam.adam("200x1000", True, True),
         f"global norm, {GPT2}": lambda: bench_norm.norm("gpt2-small"),
     }
