@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import limit
 import naive
+import numpy as np
 import peers
 import pytest
 from inputs import LISTS, ONE_TENSOR, copies, count, name_of, normals, zeros
@@ -93,8 +94,14 @@ def adam(name: str, clipped: bool, others: bool = False, fed: bool = False) -> W
                 competitors[DEEPSPEED] = Contestant(deepspeed)
 
     def least() -> limit.Limit:
-        update = limit.moving(count(shapes), 4, 3, in_place=True)
-        return limit.of_memory(*[limit.reading(count(shapes))] * clipped, update)
+        elements = count(shapes)
+        streams = [limit.ones(elements) for _ in range(4)]
+        update = limit.moving(elements, 4, 3, in_place=True, streams=streams)
+        if not clipped:
+            return limit.of_memory(update)
+        # The gradients are the last stream, which is only read, and are written anew like those of the others.
+        norm, written = limit.reading(elements, streams[-1]), np.ones_like(streams[-1])
+        return limit.of_memory(norm, update, before=lambda: np.copyto(streams[-1], written))
 
     return Work(
         f"{'clip + ' if clipped else ''}adam_step {name}{', norms taken before' if fed else ''}",

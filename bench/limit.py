@@ -94,17 +94,23 @@ def ones(elements: int) -> Array:
     return array
 
 
-def moving(elements: int, reads: int, writes: int, *, in_place: bool = False) -> Callable[[], object]:
-    """Return a call that reads and writes so many streams; in_place: what it writes are the first of those it reads."""
-    streams = [ones(elements) for _ in range(reads if in_place else reads + writes)]
+def moving(
+    elements: int, reads: int, writes: int, *, in_place: bool = False, streams: Sequence[Array] = ()
+) -> Callable[[], object]:
+    """Return a call that reads and writes so many streams.
+
+    in_place: what it writes are the first of those it reads; streams: the arrays, of its own unless given
+    """
+    streams = streams or [ones(elements) for _ in range(reads if in_place else reads + writes)]
     table = np.array([runtime.address(stream) for stream in streams], np.int64)
     streaming = not in_place and 4 * elements >= STREAMING_BYTES
     return _call(_move(reads, writes, in_place, streaming), elements, [table, elements], [table, *streams])
 
 
-def reading(elements: int) -> Callable[[], object]:
-    """Return a call that reads one stream."""
-    stream, left = ones(elements), np.empty(STREAM_BYTES * -(-elements // BLOCK), np.uint8)
+def reading(elements: int, stream: Array | None = None) -> Callable[[], object]:
+    """Return a call that reads one stream, an array of its own unless given."""
+    stream = ones(elements) if stream is None else stream
+    left = np.empty(STREAM_BYTES * -(-elements // BLOCK), np.uint8)
     return _call(_read(), elements, [stream, elements, left], [stream, left])
 
 
@@ -119,9 +125,9 @@ def _call(kernel: runtime.Kernel, elements: int, pointers: Sequence[Array | int]
     return run
 
 
-def of_memory(*passes: Callable[[], object]) -> Limit:
-    """Return the limit of work that makes these passes over memory, one after the other."""
-    return Limit(Contestant(lambda: [run() for run in passes]))
+def of_memory(*passes: Callable[[], object], before: Callable[[], object] | None = None) -> Limit:
+    """Return the limit of work that makes these passes over memory, one after the other; before: see `Contestant`."""
+    return Limit(Contestant(lambda: [run() for run in passes], before))
 
 
 def of_products(flops: int) -> Limit:
