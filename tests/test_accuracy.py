@@ -16,7 +16,8 @@ BOUND = 4.0
 ZEROS = {"gelu": -0.7517915247, "gelu_tanh": -0.7524614221, "silu": -1.2784645428, "mish": -1.1924312146,
          "hardswish": -1.5}  # fmt: skip
 DENSE = (2.0**-7, 16.0)  # outside of these magnitudes, activations are straight lines or powers of e
-BENDS = (-0.1779480, -0.5509921, -5.964304, -9.833552)  # where errors were seen to be largest
+# Where errors were seen to be largest.
+BENDS = (-0.1779480, -0.3248597, -0.5509921, -2.5964408, -3.7274570, -3.8101838, -5.964304, -9.833552)
 
 
 @pytest.fixture(scope="module")
