@@ -50,33 +50,38 @@ def packed_size(k: int, n: int, dtype: np.dtype) -> int:
     return -(-n // columns) * columns * k
 
 
+# How the left operand lies in memory: rows, or columns, of adjacent elements; or [group of ROWS][k][ROWS].
+BY_ROWS, BY_COLUMNS, PACKED = "rows", "columns", "packed"
+
+
 @functools.cache
-def _tile(dtype: np.dtype, packed: bool) -> Any:
+def _tile(dtype: np.dtype, left: str, vectors: int) -> Any:
     """Return the micro-kernel (rows, a, a_stride, b, c, c_stride, start, start_stride, depth, columns), bytes all.
 
     rows : 1 to ROWS
-    a : first element of the tile's rows; if `packed`, [k][ROWS]; else rows `a_stride` bytes apart
-    b : panel, [k][NR]
+    a : first element of the tile's rows, which lie `a_stride` bytes apart if BY_ROWS; else its columns do
+    b : panel, [k][vectors]
     c (rows, columns) : out; `start` what the sums begin with, with a stride of 0 for one row shared by all
     """
     item = dtype.itemsize
 
     def tile(m, rows, a, a_stride, b, c, c_stride, start, start_stride, depth, columns):
-        masks = [m.mask(columns - v * m.lanes) for v in range(VECTORS)]
+        masks = [m.mask(columns - v * m.lanes) for v in range(vectors)]
 
         def of_height(height: int) -> None:
             def step(k: Value, sums: list[Value]) -> list[Value]:
-                right = [m.load(b + k * (VECTORS * VECTOR_BYTES) + v * VECTOR_BYTES) for v in range(VECTORS)]
+                right = [m.load(b + k * (vectors * VECTOR_BYTES) + v * VECTOR_BYTES) for v in range(vectors)]
                 out = []
                 for r in range(height):
-                    left = m.load_scalar(a + k * (ROWS * item) + r * item if packed else a + a_stride * r + k * item)
-                    out += [m.fma(left, right[v], sums[r * VECTORS + v]) for v in range(VECTORS)]
+                    at = a + a_stride * r + k * item if left == BY_ROWS else a + a_stride * k + r * item
+                    factor = m.load_scalar(at)
+                    out += [m.fma(factor, right[v], sums[r * vectors + v]) for v in range(vectors)]
                 return out
 
             def cell(base: Value, stride: Value, r: int, v: int) -> Value:
                 return base + stride * r + v * VECTOR_BYTES
 
-            cells = [(r, v) for r in range(height) for v in range(VECTORS)]
+            cells = [(r, v) for r in range(height) for v in range(vectors)]
             # Brought near while the sums run: waiting for rows of a large result costs a tenth of the time.
             for r in range(height):
                 m.prefetch(cell(start, start_stride, r, 0))
@@ -90,18 +95,19 @@ def _tile(dtype: np.dtype, packed: bool) -> Any:
 
 
 @functools.cache
-def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
+def rows_by_panels(dtype: np.dtype, left: str = BY_ROWS, vectors: int = VECTORS) -> Any:
     """Return the Numba function that multiplies a few rows by packed panels, for use inside other kernels.
 
     (a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last)
 
-    a (rows, k) : address, rows `a_stride` bytes apart, elements adjacent; if `packed`, [group of ROWS][k][ROWS] of
-        the part k_first to k_last alone
-    b : address of the packed panels; c, start (rows, n): addresses and byte strides
+    a (rows, k) : address, rows `a_stride` bytes apart; columns if BY_COLUMNS; if PACKED, the part k_first to k_last
+        alone, and no stride
+    b : address of the packed panels, each `vectors` wide; c, start (rows, n): addresses and byte strides
     """
-    tile = _tile(dtype, packed)
+    tile = _tile(dtype, left, vectors)
     item = dtype.itemsize
-    width = panel_columns(dtype)
+    width = vectors * lanes(dtype)
+    packed, by_columns = left == PACKED, left == BY_COLUMNS
 
     def multiply(a, a_stride, rows, b, k, first_panel, panels, n, c, c_stride, start, start_stride, k_first, k_last):
         groups = (rows + ROWS - 1) // ROWS
@@ -117,11 +123,11 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
                 else:  # even heights: 16 rows are two tiles of 8, not one of 12 and one of 4
                     row = rows * group // groups
                     height = rows * (group + 1) // groups - row
-                    a_tile = a + row * a_stride + k_first * item
+                    a_tile = a + row * item + k_first * a_stride if by_columns else a + row * a_stride + k_first * item
                 tile(
                     height,
                     a_tile,
-                    a_stride,
+                    ROWS * item if packed else a_stride,
                     b_panel,
                     c + row * c_stride + column * item,
                     c_stride,
@@ -131,7 +137,7 @@ def rows_by_panels(dtype: np.dtype, packed: bool = False) -> Any:
                     min(width, n - column),
                 )
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(multiply, f"{dtype.name},{packed}"))
+    return numba.njit(**runtime.INNER)(runtime.unique_symbol(multiply, f"{dtype.name},{left},{vectors}"))
 
 
 # --- packing
@@ -233,7 +239,7 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     operands, then for each of those: packed b, N, c, its stride, start, its stride.
     If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands.
     """
-    multiply = rows_by_panels(dtype, packed)
+    multiply = rows_by_panels(dtype, PACKED if packed else BY_ROWS)
     pack_rows = traced(_pack_rows, dtype, lanes(dtype))
     item, width = dtype.itemsize, panel_columns(dtype)
 
@@ -264,7 +270,7 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _zeros(n: int, dtype: np.dtype) -> np.ndarray:
+def zeros(n: int, dtype: np.dtype) -> np.ndarray:
     return np.zeros(n, dtype)
 
 
@@ -305,7 +311,7 @@ def matmul(
         if n == 0:
             continue
         packed_b = pack(right)
-        start = target if accumulate else _zeros(n, dtype) if bias is None else bias
+        start = target if accumulate else zeros(n, dtype) if bias is None else bias
         strides = (target.strides[0], target.strides[0] if accumulate else 0)
         addresses = [runtime.address(array) for array in (packed_b, target, start)]
         operands += [addresses[0], n, addresses[1], strides[0], addresses[2], strides[1]]
