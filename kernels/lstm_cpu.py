@@ -9,6 +9,7 @@ not read x.
 The input products of all steps are one matrix product, and so is each weight gradient. The recurrent part is split by
 sequences of the batch, not by columns: a thread takes its sequences through all steps, so that threads never wait for
 each other, and W_hh is packed once for all steps. What is computed for a sequence is the same on whichever thread.
+A single step of whole length goes by hidden units instead, see cell_cpu.py.
 
 Flops: 8 T B H (I + H) forward, twice that backward. Saved for backward: gates, c and y, 6 H numbers for each step of
 each sequence.
