@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "matmul", "linear"),
-    "lstm": ("lstm", "matmul", "linear"),
+    "gru": ("gru", "cell", "matmul", "linear"),
+    "lstm": ("lstm", "cell", "matmul", "linear"),
     "linear": ("linear", "matmul"),
     "activation": ("activation",),
     "prelu": ("prelu",),

@@ -8,8 +8,9 @@
 Dimensions: T time, B batch, I input, H hidden. A step at t >= length leaves the state as it is, gives y = 0 and does
 not read x.
 
-Split over threads as in lstm_cpu.py. Flops: 6 T B H (I + H) forward, twice that backward. Saved for backward: gates, y
-and `inner`, which is W_hn h + b_hn with reset_after and r h without: 5 H numbers a step and sequence.
+Split over threads as in lstm_cpu.py, and a single step with reset_after as there. Flops: 6 T B H (I + H) forward, twice
+that backward. Saved for backward: gates, y and `inner`, which is W_hn h + b_hn with reset_after and r h without: 5 H
+numbers a step and sequence.
 """
 
 from __future__ import annotations
@@ -22,8 +23,24 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime, vecmath
+from .cell_cpu import (
+    UNITS,
+    Scratch,
+    add_product,
+    batch_vectors,
+    column_panels,
+    fill_rows,
+    input_gradients,
+    padded_batch,
+    padded_columns,
+    row_panels,
+    step_tasks,
+    sum_batch,
+    turn,
+    weight_rows,
+)
 from .linear_cpu import column_sums
-from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
+from .matmul_cpu import BY_ROWS, VECTORS, lanes, matmul, pack, panel_columns, rows_by_panels, zeros
 from .recurrent_cpu import (
     GATE_BYTES,
     Array,
@@ -37,9 +54,10 @@ from .recurrent_cpu import (
 from .simd import Machine, Value, traced
 
 # --- one step of one sequence: gates (3H,) in/out, sums, then r, z, n;  inner (H,), h (H,), h_next (H,) out
+#     With reset_after for `units` of its hidden units, to the first of which all addresses point.
 
 
-def _gates_after(m: Machine, gates: Value, inner: Value, h: Value, h_next: Value, hidden: Value) -> None:
+def _gates_after(m: Machine, gates: Value, inner: Value, h: Value, h_next: Value, hidden: Value, units: Value) -> None:
     """All gates, with reset_after; inner holds W_hn h + b_hn."""
     stride = hidden * m.dtype.itemsize
 
@@ -52,7 +70,7 @@ def _gates_after(m: Machine, gates: Value, inner: Value, h: Value, h_next: Value
             m.store(cell, gate, mask)
         m.store(h_next + at, m.fma(z, m.load(h + at, mask), (1.0 - z) * n), mask)
 
-    m.over(0, hidden, body)
+    m.over(0, units, body)
 
 
 def _gates_before(m: Machine, gates: Value, inner: Value, h: Value, hidden: Value) -> None:
@@ -102,7 +120,16 @@ def _candidate_gradients(
 
 
 def _gates_after_backward(
-    m: Machine, gates: Value, inner: Value, h: Value, dy: Value, dh: Value, dgates: Value, dinner: Value, hidden: Value
+    m: Machine,
+    gates: Value,
+    inner: Value,
+    h: Value,
+    dy: Value,
+    dh: Value,
+    dgates: Value,
+    dinner: Value,
+    hidden: Value,
+    units: Value,
 ) -> None:
     """All gates, with reset_after; dinner out: gradient of W_hn h + b_hn."""
     stride = hidden * m.dtype.itemsize
@@ -117,7 +144,7 @@ def _gates_after_backward(
         m.store(dgates + stride * 2 + at, dn, mask)
         m.store(dinner + at, dn * r, mask)
 
-    m.over(0, hidden, body)
+    m.over(0, units, body)
 
 
 def _candidate_backward(
@@ -163,9 +190,9 @@ def _forward(dtype: np.dtype, reset_after: bool) -> Any:
     item = dtype.itemsize
     width = panel_columns(dtype)
     multiply = rows_by_panels(dtype)
-    lanes = GATE_BYTES // item
-    gates_after, gates_before = traced(_gates_after, dtype, lanes), traced(_gates_before, dtype, lanes)
-    candidate = traced(_candidate, dtype, lanes)
+    vector = GATE_BYTES // item
+    gates_after, gates_before = traced(_gates_after, dtype, vector), traced(_gates_before, dtype, vector)
+    candidate = traced(_candidate, dtype, vector)
     copy, zero = traced(copy_row, dtype), traced(zero_row, dtype)
 
     def kernel(block, pointers):
@@ -198,7 +225,7 @@ def _forward(dtype: np.dtype, reset_after: bool) -> Any:
                     zero(y + (t * batch + first + b) * row, hidden)
                     continue
                 if reset_after:
-                    gates_after(g + b * row3, w + b * row, before + b * row, after + b * row, hidden)
+                    gates_after(g + b * row3, w + b * row, before + b * row, after + b * row, hidden, hidden)
                 else:
                     candidate(g + b * row3, before + b * row, after + b * row, hidden)
                 if lengths != 0:
@@ -217,10 +244,10 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
     item = dtype.itemsize
     width = panel_columns(dtype)
     multiply = rows_by_panels(dtype)
-    lanes = GATE_BYTES // item
-    gates_after_backward = traced(_gates_after_backward, dtype, lanes)
-    candidate_backward = traced(_candidate_backward, dtype, lanes)
-    reset_backward = traced(_reset_backward, dtype, lanes)
+    vector = GATE_BYTES // item
+    gates_after_backward = traced(_gates_after_backward, dtype, vector)
+    candidate_backward = traced(_candidate_backward, dtype, vector)
+    reset_backward = traced(_reset_backward, dtype, vector)
     zero = traced(zero_row, dtype)
 
     def kernel(block, pointers):
@@ -249,7 +276,7 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
                 elif reset_after:
                     gates_after_backward(
                         g + b * row3, w + b * row, before + b * row, upstream, dh + b * row,
-                        dg + b * row3, dw + b * row, hidden,
+                        dg + b * row3, dw + b * row, hidden, hidden,
                     )  # fmt: skip
                 else:
                     candidate_backward(
@@ -268,6 +295,194 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
             multiply(dg, row3, rows, packed_rz, 2 * hidden, 0, panels, hidden, dh, row, dh, row, 0, 2 * hidden)
 
     return kernel
+
+
+# --- one step, with reset_after
+
+
+@runtime.kernel(vectors=sorted({1, VECTORS}))
+def _step_forward(dtype: np.dtype, vectors: int) -> Any:
+    """Take all sequences through a single step, for some of the hidden units.
+
+    pointers: B, I, H, x (B, I), h (B, H), W_ih, W_hh, bias_ih, bias_hh (3H,), zeros (H,), gates (B, 3H), inner, h_next
+    (B, H), scratch, scratch bytes per task, tasks
+    """
+    item, width = dtype.itemsize, vectors * lanes(dtype)
+    pack, turn_block, add = column_panels(dtype, vectors), turn(dtype), add_product(dtype, vectors, BY_ROWS)
+    fill = traced(fill_rows, dtype, lanes(dtype))
+    gates_after = traced(_gates_after, dtype, GATE_BYTES // item)
+
+    def kernel(block, pointers):
+        batch, inputs, hidden, x, h = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4]
+        weight_ih, weight_hh, bias_ih, bias_hh = pointers[5], pointers[6], pointers[7], pointers[8]
+        zeros, gates, inner, h_next, tasks = pointers[9], pointers[10], pointers[11], pointers[12], pointers[15]
+        panels = (batch + width - 1) // width
+        columns = panels * width
+        stride = columns * item
+        x_panels = pointers[13] + block * pointers[14]
+        h_panels = x_panels + inputs * stride
+        sums = h_panels + hidden * stride
+        pack(x, batch, inputs, x_panels)
+        pack(h, batch, hidden, h_panels)
+        chunks = (hidden + UNITS - 1) // UNITS
+        for chunk in range(chunks * block // tasks, chunks * (block + 1) // tasks):
+            unit = chunk * UNITS
+            units = min(UNITS, hidden - unit)
+            for gate in range(3):
+                row = gate * hidden + unit
+                candidate = gate == 2  # the two products of n stay apart
+                a, b = weight_ih + row * inputs * item, weight_hh + row * hidden * item
+                fill(sums, stride, bias_ih + row * item, zeros if candidate else bias_hh + row * item, units, columns)
+                add(a, inputs * item, units, x_panels, inputs, panels, sums, stride, inputs)
+                if candidate:
+                    turn_block(sums, stride, units, batch, gates + row * item, 3 * hidden * item)
+                    fill(sums, stride, bias_hh + row * item, zeros, units, columns)
+                add(b, hidden * item, units, h_panels, hidden, panels, sums, stride, hidden)
+                if candidate:
+                    turn_block(sums, stride, units, batch, inner + unit * item, hidden * item)
+                else:
+                    turn_block(sums, stride, units, batch, gates + row * item, 3 * hidden * item)
+            for b in range(batch):
+                at = (b * hidden + unit) * item
+                at3 = (b * 3 * hidden + unit) * item
+                gates_after(gates + at3, inner + at, h + at, h_next + at, hidden, units)
+
+    return kernel
+
+
+@runtime.kernel(vectors=sorted({1, VECTORS}))
+def _step_backward(dtype: np.dtype, vectors: int) -> Any:
+    """Take all sequences back through the gates of a single step and to the weights, for some of the hidden units.
+
+    pointers: B, I, H, x (B, I), h (B, H), gates (B, 3H), inner (B, H), dh_next or 0, dh (B, H) of zeros, zeros (I or
+    H,), dgates (B, 3H) out, dinner (B, H) out, panels of both transposed (4H, B) out, dweight_ih, dweight_hh, dbias
+    (2, 3H) or 0, scratch, scratch bytes per task, tasks
+    """
+    item, width, strip = dtype.itemsize, vectors * lanes(dtype), panel_columns(dtype)
+    pack, turn_block, write = row_panels(dtype), turn(dtype, vectors), weight_rows(dtype, vectors)
+    gates_after_backward = traced(_gates_after_backward, dtype, GATE_BYTES // item)
+    add_up = traced(sum_batch, dtype, lanes(dtype))
+
+    def kernel(block, pointers):
+        batch, inputs, hidden, x, h, gates = (
+            pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
+        )  # fmt: skip
+        inner, dy, dh, zeros, dgates, dinner = (
+            pointers[6], pointers[7], pointers[8], pointers[9], pointers[10], pointers[11],
+        )  # fmt: skip
+        panels, dbias, tasks = pointers[12], pointers[15], pointers[18]
+        rows = 4 * hidden
+        x_panels = pointers[16] + block * pointers[17]
+        h_panels = x_panels + (inputs + strip - 1) // strip * strip * batch * item
+        pack(x, batch, inputs, x_panels)
+        pack(h, batch, hidden, h_panels)
+        chunks = (hidden + UNITS - 1) // UNITS
+        for chunk in range(chunks * block // tasks, chunks * (block + 1) // tasks):
+            unit = chunk * UNITS
+            units = min(UNITS, hidden - unit)
+            for b in range(batch):
+                at = (b * hidden + unit) * item
+                at3 = (b * 3 * hidden + unit) * item
+                gates_after_backward(
+                    gates + at3, inner + at, h + at, dy + at if dy != 0 else zeros, dh + at,
+                    dgates + at3, dinner + at, hidden, units,
+                )  # fmt: skip
+            for gate in range(4):
+                row = gate * hidden + unit
+                source, stride = dgates + row * item, 3 * hidden * item
+                if gate == 3:
+                    source, stride = dinner + unit * item, hidden * item
+                for first in range(0, batch, width):
+                    turn_block(
+                        source + first * stride, stride, min(width, batch - first), units,
+                        panels + (first * rows + row * width) * item, width * item,
+                    )  # fmt: skip
+                if gate < 3:
+                    out = pointers[13] + row * inputs * item
+                    write(panels, rows, row, units, x_panels, batch, inputs, out, zeros)
+                    if dbias != 0:
+                        add_up(source, stride, batch, dbias + row * item, units)
+                if gate != 2:
+                    out_row = row - hidden if gate == 3 else row
+                    out = pointers[14] + out_row * hidden * item
+                    write(panels, rows, row, units, h_panels, batch, hidden, out, zeros)
+                    if dbias != 0:
+                        add_up(source, stride, batch, dbias + (3 * hidden + out_row) * item, units)
+
+    return kernel
+
+
+@dataclass
+class Step:
+    """What backward needs of a single step; x and the weights are the caller's own arrays."""
+
+    x: Array  # (B, I)
+    h: Array  # (B, H)
+    weight_ih: Array
+    weight_hh: Array
+    has_bias_ih: bool
+    has_bias_hh: bool
+    gates: Array  # (B, 3H): r, z, n
+    inner: Array  # (B, H): W_hn h + b_hn
+
+
+def _forward_step(
+    x: Array, h: Array, weight_ih: Array, weight_hh: Array, bias_ih: Array | None, bias_hh: Array | None
+) -> tuple[Array, Step]:
+    """Return h_next (B, H) and what backward needs; x is (B, I)."""
+    (batch, inputs), hidden, dtype = x.shape, weight_hh.shape[1], x.dtype
+    tasks = step_tasks(batch, inputs, hidden)
+    scratch = Scratch(tasks, padded_batch(batch, dtype) * (inputs + hidden + UNITS), dtype)
+    gates, inner, h_next = empty((batch, 3 * hidden), dtype), empty(h.shape, dtype), empty(h.shape, dtype)
+    h = h.copy()
+    without = zeros(3 * hidden, dtype)
+    biases = [without if bias is None else bias for bias in (bias_ih, bias_hh)]
+    pointers = np.array(
+        [
+            batch, inputs, hidden,
+            *map(runtime.address, (x, h, weight_ih, weight_hh, *biases, without, gates, inner, h_next)),
+            scratch.address, scratch.bytes, tasks,
+        ],
+        np.int64,
+    )  # fmt: skip
+    runtime.run(_step_forward(dtype, batch_vectors(batch, dtype)), tasks, pointers)
+    return h_next, Step(x, h, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None, gates, inner)
+
+
+def _backward_step(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
+    """Return dx (B, I), dh (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
+    (batch, inputs), hidden, dtype = saved.x.shape, saved.h.shape[1], saved.x.dtype
+    tasks = step_tasks(batch, inputs, hidden)
+    scratch = Scratch(tasks, batch * (padded_columns(inputs, dtype) + padded_columns(hidden, dtype)), dtype)
+    dh = np.zeros((batch, hidden), dtype)
+    dx, dweight_ih, dweight_hh = (empty(a.shape, dtype) for a in (saved.x, saved.weight_ih, saved.weight_hh))
+    dbias_ih, dbias_hh = dbias = np.empty((2, 3 * hidden), dtype)
+    dgates, dinner = empty(saved.gates.shape, dtype), empty(saved.inner.shape, dtype)
+    panels = empty(4 * hidden * padded_batch(batch, dtype), dtype)
+    nothing = zeros(max(inputs, hidden), dtype)
+    pointers = np.array(
+        [
+            batch, inputs, hidden, *map(runtime.address, (saved.x, saved.h, saved.gates, saved.inner)),
+            0 if dh_next is None else runtime.address(dh_next),
+            *map(runtime.address, (dh, nothing, dgates, dinner, panels, dweight_ih, dweight_hh)),
+            runtime.address(dbias) if saved.has_bias_ih or saved.has_bias_hh else 0,
+            scratch.address, scratch.bytes, tasks,
+        ],
+        np.int64,
+    )  # fmt: skip
+    runtime.run(_step_backward(dtype, batch_vectors(batch, dtype)), tasks, pointers)
+    input_gradients(batch, panels, (saved.weight_ih, saved.weight_hh), (dx, dh), 2 * hidden, True, tasks)
+    return (
+        dx,
+        dh,
+        dweight_ih,
+        dweight_hh,
+        dbias_ih if saved.has_bias_ih else None,
+        dbias_hh if saved.has_bias_hh else None,
+    )
+
+
+# --- a sequence
 
 
 @dataclass
@@ -297,10 +512,13 @@ def forward(
     lengths: Array | None,
     reverse: bool,
     reset_after: bool,
-) -> tuple[Array, Array, Saved]:
+) -> tuple[Array, Array, Saved | Step]:
     """Return y (T, B, H), hn (B, H) and what backward needs."""
     steps, batch, _ = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
+    if steps == 1 and lengths is None and reset_after and batch and hidden:
+        hn, step = _forward_step(x[0], h0, weight_ih, weight_hh, bias_ih, bias_hh)
+        return hn[None].copy(), hn, step
     x = zeroed_padding(x, lengths)
     # With reset_after the recurrent bias of n belongs inside the product with r; all others join those of x.
     outer = None if bias_ih is None and bias_hh is None else np.zeros(3 * hidden, dtype)
@@ -336,9 +554,14 @@ def forward(
 
 
 def backward(
-    dy: Array | None, dhn: Array | None, saved: Saved
+    dy: Array | None, dhn: Array | None, saved: Saved | Step
 ) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
     """Return dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
+    if isinstance(saved, Step):
+        if dy is not None:
+            dhn = dy[0] if dhn is None else dy[0] + dhn
+        dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh = _backward_step(dhn, saved)
+        return dx[None], dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
     x, weight_hh = saved.x, saved.weight_hh
     steps, batch, inputs = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
