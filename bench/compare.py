@@ -95,7 +95,7 @@ def markdown(rows: list[Row], threads: int, turns: int) -> str:
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     source = (
         f"{datetime.date.today().isoformat()}, {machine.describe(threads)}. float32, medians of {turns} turns in one "
-        "process."
+        f"process. NumPy's products: {machine.products()}."
     )
     return f"{source}\n\n" + "\n".join(lines) + "\n"
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import threadpoolctl
 
 import fastgrad
+from fastgrad._machine import allowed_cores as cores
+from fastgrad._machine import processor
 
 # A peer, not a dependency: without it its columns stay empty.
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 PACKAGES = ("numpy", "numba", "scipy") + (("torch",) if torch else ())
-
-
-def cores() -> int:
-    """Return how many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(n: int) -> None:
@@ -37,15 +32,11 @@ def set_threads(n: int) -> None:
         torch.set_num_threads(n)
 
 
-def processor() -> str:
-    """Return the model name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def products() -> str:
+    """Return what NumPy multiplies matrices with, and the processor whose kernels it takes."""
+    found = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+    described = [f"{i['internal_api']} {i['version']} ({i.get('architecture', 'unknown')} kernels)" for i in found]
+    return ", ".join(dict.fromkeys(described)) or "an unknown library"
 
 
 def versions() -> dict[str, str]:

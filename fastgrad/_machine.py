@@ -19,9 +19,17 @@ def read(path: Path) -> str | None:
 
 
 def processor() -> str:
-    """Return the model name of the processor, or the name of its architecture."""
-    match = re.search(r"^model name\s*:\s*(.+)$", read(_PROC / "cpuinfo") or "", re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine() or "unknown"
+    """Return the model name of the processor, with family and model number where there are, or its architecture.
+
+    Virtual machines call many generations by one name.
+    """
+    text = read(_PROC / "cpuinfo") or ""
+    name, family, model = (
+        re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")
+    )
+    if not name:
+        return platform.processor() or platform.machine() or "unknown"
+    return name[1].strip() + (f" (family {family[1].strip()}, model {model[1].strip()})" if family and model else "")
 
 
 def processor_flags() -> set[str]:

@@ -118,6 +118,8 @@ def test_vectors(triple, features, flags, value, advice, system, monkeypatch):
     finding = _doctor.vectors()
     assert finding.value.startswith(value) and advice in finding.advice and bool(advice) == bool(finding.advice)
     assert _machine.processor() == "Some CPU"
+    system("proc/cpuinfo", "processor : 0\ncpu family : 26\nmodel\t: 2\nmodel name : Some CPU\n\nprocessor : 1\n")
+    assert _machine.processor() == "Some CPU (family 26, model 2)"
 
 
 def test_vectors_that_are_switched_off_name_the_switch(system, monkeypatch):
