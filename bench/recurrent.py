@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import limit
 from inputs import CELL, Array, normal
 from machine import torch
 from work import Work, contestants, on_reference, tensors
@@ -67,6 +68,7 @@ def sequence(cell: str, T: int, B: int, I: int, H: int) -> Work:  # noqa: E741
         4 * 2 * (x.size + dy.size + sum(weight.size for weight in weights)),
         6 * gates * T * B * H * (I + H),
         contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
+        limit=lambda: limit.of_products(6 * gates * T * B * H * (I + H)),
         rtol=1e-4,
     )
 
@@ -105,5 +107,6 @@ def step(cell: str) -> Work:
         4 * 2 * (2 * x.size + sum(weight.size for weight in weights)),
         6 * gates * B * H * 2 * H,
         contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
+        limit=lambda: limit.of_products(6 * gates * B * H * 2 * H),
         rtol=1e-4,
     )

@@ -32,7 +32,12 @@ VECTOR_BYTES = 64
 # 32 vector registers of 64 bytes hold a tile of 12 x 2 vectors, two of b and one of a; 16 of 32 bytes hold 6 x 2.
 ROWS, VECTORS = (12, 2) if "+avx512f" in runtime.target()[2] else (6, 1)
 DEPTH = 384  # KC: a panel of 384 x 32 floats is 48 KB; 256 and 512 were 2 to 5 % slower over the shapes of the trainer
-BLOCK_ROWS = 8 * ROWS  # rows of one task: its packed part of a stays in a second-level cache
+# Rows of one task: their part of a stays in a second-level cache, and each panel of b is fetched once for all of them.
+BLOCK_ROWS = 16 * ROWS
+# Rows that lie a multiple of this apart crowd into a few sets of a first-level cache, and are copied to lie otherwise:
+# 2048-cubed took 0.7 of the time, 2048 x 1024 by 1024 x 256 0.8, two threads; at other strides copying costs 4 %.
+CROWDED_STRIDE = 1024
+COPY_PANELS = 4  # from so many panels on; fewer use a row too rarely
 
 
 def lanes(dtype: np.dtype) -> int:
@@ -94,6 +99,7 @@ def _tile(dtype: np.dtype, left: str, vectors: int, wide: bool = False) -> Any:
             # Brought near while the sums run: waiting for rows of a large result costs a tenth of the time.
             for r in range(height):
                 m.prefetch(cell(start, start_stride, r, 0))
+                m.prefetch(cell(c, c_stride, r, 0), vectors * VECTOR_BYTES)
             sums = m.loop(0, depth, 1, [m.zero() for _ in cells], step)
             for (r, v), value in zip(cells, sums, strict=True):
                 m.store(cell(c, c_stride, r, v), m.load(cell(start, start_stride, r, v), masks[v]) + value, masks[v])
@@ -261,16 +267,34 @@ def _pack_rows(m: Machine, source: Value, stride: Value, target: Value, rows: Va
     m.loop(0, depth, 1, [], column)
 
 
+def _copy_left(m: Machine, source: Value, stride: Value, target: Value, rows: Value, depth: Value) -> None:
+    """Copy rows of a; those of the target lie _copy_stride apart."""
+
+    def row(r: Value, state: list[Value]) -> list[Value]:
+        here, there = source + stride * r, target + r * _copy_stride(m.dtype)
+        m.over(0, depth, lambda i, mask: m.store(m.at(there, i), m.load_ahead(m.at(here, i), mask), mask))
+        return []
+
+    m.loop(0, rows, 1, [], row)
+
+
+def _copy_stride(dtype: np.dtype) -> int:
+    """Return the bytes from row to row of a copy of a, an odd number of cache lines."""
+    return DEPTH * dtype.itemsize + VECTOR_BYTES
+
+
 @runtime.kernel
 def _product(dtype: np.dtype, packed: bool) -> Any:
     """Compute a block of rows times a range of panels, of one or more right operands.
 
     pointers: a, a's stride, M, K, rows per block, row blocks, ranges of panels, scratch, scratch bytes per block, right
     operands, then for each of those: packed b, N, c, its stride, start, its stride.
-    If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands.
+    If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands. Else its rows
+    are copied here if there is scratch.
     """
     multiply = rows_by_panels(dtype, PACKED if packed else BY_ROWS)
     pack_rows = traced(_pack_rows, dtype, lanes(dtype))
+    copy_left, copy_stride = traced(_copy_left, dtype), _copy_stride(dtype)
     item, width = dtype.itemsize, panel_columns(dtype)
 
     def product(block, pointers):
@@ -280,11 +304,18 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
         row = block % row_blocks * block_rows
         part = block // row_blocks
         height = min(block_rows, rows - row)
-        left = scratch if packed else pointers[0] + row * a_stride
+        copied = not packed and pointers[8] > 0
+        left, left_stride = pointers[0] + row * a_stride, a_stride
         for k_first in range(0, k, DEPTH):
             k_last = min(k, k_first + DEPTH)
             if packed:
                 pack_rows(pointers[0] + k_first * a_stride + row * item, a_stride, scratch, height, k_last - k_first)
+                left = scratch
+            elif copied:
+                copy_left(
+                    pointers[0] + row * a_stride + k_first * item, a_stride, scratch, height, k_last - k_first
+                )  # fmt: skip
+                left, left_stride = scratch - k_first * item, copy_stride
             for operand in range(operands):
                 at = 10 + 6 * operand
                 b, n, c, c_stride = pointers[at], pointers[at + 1], pointers[at + 2], pointers[at + 3]
@@ -292,7 +323,7 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
                 panels = (n + width - 1) // width
                 first_panel, last_panel = panels * part // ranges, panels * (part + 1) // ranges
                 multiply(
-                    left, a_stride, height, b, k, first_panel, last_panel - first_panel, n,
+                    left, left_stride, height, b, k, first_panel, last_panel - first_panel, n,
                     c + row * c_stride, c_stride, start + row * start_stride, start_stride, k_first, k_last,
                 )  # fmt: skip
 
@@ -356,7 +387,11 @@ def matmul(
     block_rows = -(-rows // row_blocks)
     row_blocks = -(-rows // block_rows)
     ranges = -(-threads // row_blocks)
-    scratch_bytes = -(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize if transposed else 0
+    scratch_bytes = 0
+    if transposed:
+        scratch_bytes = -(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize
+    elif a.strides[0] % CROWDED_STRIDE == 0 and rows > ROWS and columns > COPY_PANELS * panel_columns(dtype):
+        scratch_bytes = block_rows * _copy_stride(dtype)
     scratch_bytes = -(-scratch_bytes // 4096) * 4096  # no two threads in one page
     scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8)
     pointers = np.array(

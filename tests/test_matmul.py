@@ -93,3 +93,17 @@ def test_nan_and_inf_stay_in_their_rows_and_columns():
     result = product(a, b, np.float32)
     assert np.isnan(result[3]).all() and np.isinf(np.delete(result[:, 6], 3)).all()
     assert np.isfinite(np.delete(np.delete(result, 3, 0), 6, 1)).all()
+
+
+@pytest.mark.parametrize("depth", [256, 512, 1025])
+def test_rows_that_are_copied_give_the_same_bits(dtype, depth):
+    """Rows that crowd into a few sets of a cache are copied, all others read where they lie."""
+    stride = -(-depth * dtype().itemsize // 1024) * 1024 // dtype().itemsize
+    wide, b = random(1, (2 * matmul_cpu.BLOCK_ROWS + 5, stride), dtype), random(2, (depth, 200), dtype)
+    crowded = wide[:, :depth]
+    assert crowded.strides[0] % matmul_cpu.CROWDED_STRIDE == 0
+    apart = np.empty((wide.shape[0], stride + 1), dtype)[:, :depth]
+    apart[...] = crowded
+    out = product(crowded, b, dtype)
+    assert_close(out, crowded.astype(np.float64) @ b, "product", magnitude="largest")
+    np.testing.assert_array_equal(out, product(apart, b, dtype))
