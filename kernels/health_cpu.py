@@ -17,14 +17,11 @@ from typing import Any
 import numpy as np
 
 from . import runtime
-from .norm_cpu import SAFE_SQUARES, tensor_norms
+from .norm_cpu import AHEAD_BYTES, SAFE_SQUARES, tensor_norms
 from .simd import Machine, Value, traced
 from .streams import BLOCK, table_of, tensor_of_block
 
 SQUARES, NAN, INF, ZERO, SUBNORMAL, LARGEST = range(6)  # rows of what the kernel writes
-# 67 M float32 on one thread of a Zen 5: 8.6 ms with simd.PREFETCH_BYTES, 7.6 with twice that. Counting keeps the
-# processor busier than summing alone, and it looks less far ahead by itself.
-AHEAD_BYTES = 4096
 
 
 def _larger(m: Machine, a: Value, b: Value) -> Value:

@@ -26,6 +26,9 @@ from .streams import BLOCK, Table, table_of, tensor_of_block
 
 # Sums of squares in here have lost nothing: no square overflowed, and what underflowed is below their last digit.
 SAFE_SQUARES = (1e-280, 1e300)
+# How far ahead lines are asked for, where a single stream is read: at 2048 it took 1.12 times as long on one thread, 1.08
+# times on two (67 M float32).
+AHEAD_BYTES = 4096
 
 
 def _larger(m: Machine, a: Value, b: Value) -> Value:
@@ -54,7 +57,7 @@ def _reduction(
             factor = sums.splat(m.load_double(factor_address))
 
         def body(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
-            value = m.load_ahead(base + index * dtype.itemsize, mask)
+            value = m.load_ahead(base + index * dtype.itemsize, mask, AHEAD_BYTES)
             return [step(sums, state[0], m.convert(value, wide), factor)]
 
         (total,) = m.fold(first, last, [sums.zero()], body)
