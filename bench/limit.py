@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from fastgrad.kernels import runtime
+from fastgrad.kernels.norm_cpu import AHEAD_BYTES
 from fastgrad.kernels.simd import STREAM_BYTES, Machine, Value, traced
 from fastgrad.kernels.streams import BLOCK, PARALLEL_SIZE, STREAMING_BYTES
 from inputs import QUICK, Array, normal
@@ -73,7 +74,7 @@ def _read() -> Any:
 
     def chunk(m: Machine, base: Value, first: Value, last: Value, target: Value) -> None:
         def body(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
-            return [m.to_bits(m.load_ahead(base + index * FLOAT.itemsize, mask)) | state[0]]
+            return [m.to_bits(m.load_ahead(base + index * FLOAT.itemsize, mask, AHEAD_BYTES)) | state[0]]
 
         (total,) = m.fold(first, last, [m.to_bits(m.zero())], body)
         m.store(target, m.from_bits(total))

@@ -26,8 +26,8 @@ from .streams import BLOCK, Table, table_of, tensor_of_block
 
 # Sums of squares in here have lost nothing: no square overflowed, and what underflowed is below their last digit.
 SAFE_SQUARES = (1e-280, 1e300)
-# How far ahead lines are asked for, where a single stream is read: at 2048 it took 1.12 times as long on one thread, 1.08
-# times on two (67 M float32).
+# How far ahead lines are asked for, where a single stream is read: at 2048 it took 1.12 times as long on one thread,
+# 1.08 times on two (67 M float32).
 AHEAD_BYTES = 4096
 
 
