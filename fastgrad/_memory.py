@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -18,7 +19,21 @@ import numpy as np
 
 ALIGNMENT = 64  # a cache line
 SMALLEST = 1 << 15  # below this the C library's own free lists serve
-LIMIT = 1 << 28  # bytes kept for later
+
+
+def _limit() -> int:
+    """Return how many bytes are kept for later: 1 GB, or a sixteenth of a small memory.
+
+    An LSTM of (T, B, I, H) = (1024, 16, 768, 768) saves 400 MB: with a quarter of a GB its step took 1.13 times as long.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return 1 << 28
+    return min(1 << 30, max(1 << 28, memory // 16))
+
+
+LIMIT = _limit()
 
 _lock = threading.RLock()  # a garbage collection inside of it may free a block on the same thread
 # By size, the sizes used last at the end: arrays of bytes, and where in each the first cache line starts.
