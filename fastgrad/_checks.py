@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._arrays import Array, array_module, contiguous_copy, empty, is_array, kind_name, layout, ready, writeable
 from fastgrad._dispatch import get_backend, wrong_array
-
-Array = np.ndarray
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -31,20 +30,27 @@ def _other_dtype(name: str, dtype: np.dtype, like_name: str, like: np.dtype) -> 
     )
 
 
+def _same_kind(name: str, value: Array, like_name: str, like: Array) -> None:
+    if type(value) is not type(like):
+        here, there = kind_name(value), kind_name(like)
+        convert = f"cupy.asarray({name})" if there == "CuPy" else f"cupy.asnumpy({name})"
+        raise TypeError(
+            f"{name} is a {here} array but {like_name} is a {there} array; all arrays of one call lie on one device, "
+            f"pass {convert}"
+        )
+
+
 def float_array(name: str, value: Any) -> Array:
     """Return `value`, a float32 or float64 array, C-contiguous and aligned (a copy where it is not).
 
     Raises:
         TypeError: not an array, or another dtype.
     """
-    if type(value) is not np.ndarray:
+    if not is_array(value):
         raise wrong_array(name, value)
     if value.dtype not in FLOATS:
         raise _wrong_dtype(name, value.dtype)
-    flags = value.flags
-    if flags.c_contiguous and flags.aligned:
-        return value
-    return np.array(value, order="C")
+    return value if ready(value) else contiguous_copy(value)
 
 
 def float_array_like(name: str, value: Any, like_name: str, like: Array, shape: tuple[int, ...] | None = None) -> Array:
@@ -54,10 +60,11 @@ def float_array_like(name: str, value: Any, like_name: str, like: Array, shape: 
         shape: the shape expected; None stands for the shape of `like`.
 
     Raises:
-        TypeError: not an array, or not the dtype of `like`.
+        TypeError: not an array, not of the kind of `like` (NumPy, CuPy), or not of its dtype.
         ValueError: another shape.
     """
     array = float_array(name, value)
+    _same_kind(name, array, like_name, like)
     if array.dtype != like.dtype:
         raise _other_dtype(name, array.dtype, like_name, like.dtype)
     if shape is None:
@@ -79,12 +86,14 @@ def sized_array(
         like: array whose dtype is expected, called `like_name` in the error.
 
     Raises:
-        TypeError: not an array, or not the dtype of `like`.
+        TypeError: not an array, not of the kind of `like` (NumPy, CuPy), or not of its dtype.
         ValueError: another shape.
     """
     array = float_array(name, value)
-    if like is not None and array.dtype != like.dtype:
-        raise _other_dtype(name, array.dtype, like_name, like.dtype)
+    if like is not None:
+        _same_kind(name, array, like_name, like)
+        if array.dtype != like.dtype:
+            raise _other_dtype(name, array.dtype, like_name, like.dtype)
     words = letters.split()
     wanted = "(" + ", ".join(words) + ("," if len(words) == 1 else "") + ")"
     known = dict(sizes)
@@ -104,6 +113,9 @@ def sized_array(
 
 
 def _overlap(a: Array, b: Array) -> bool:
+    if type(a) is not type(b):
+        return False
+    a, b = layout(a), layout(b)
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -117,6 +129,7 @@ def _same_elements(a: Array, b: Array) -> bool:
 
 
 def _byte_range(a: Array) -> tuple[int, int]:
+    a = layout(a)
     low = high = a.__array_interface__["data"][0]
     for size, stride in zip(a.shape, a.strides, strict=True):
         if stride < 0:
@@ -154,14 +167,15 @@ def output(
     """
     shape = like.shape if shape is None else shape
     if value is None:
-        return np.empty(shape, like.dtype)
-    if type(value) is not np.ndarray:
+        return empty(shape, like.dtype, like)
+    if not is_array(value):
         raise wrong_array(name, value)
+    _same_kind(name, value, like_name, like)
     if value.dtype != like.dtype:
         raise _other_dtype(name, value.dtype, like_name, like.dtype)
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-    if not value.flags.writeable:
+    if not writeable(value):
         raise ValueError(f"{name}: the array is read-only; pass a writable one")
     for other_name, other in aliases:
         if value is not other and _overlap(value, other) and not _same_elements(value, other):
@@ -172,11 +186,11 @@ def output(
     for other_name, other in apart:
         if _overlap(value, other):
             raise ValueError(f"{name} and {other_name} overlap in memory; pass an array of its own as {name}")
-    if value.flags.carray:
+    if ready(value):
         return value
     if value.size and not _distinct(value):
         raise ValueError(f"{name}: several entries share one place in memory (a broadcast view); pass a plain array")
-    return np.empty(shape, like.dtype)
+    return empty(shape, like.dtype, like)
 
 
 def finish(value: Array | None, written: Array) -> Array:
@@ -195,13 +209,10 @@ def tensor_list(name: str, value: Any) -> list[Array]:
     """
     if type(value) is list:
         return value
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) or is_array(value):
         return [value]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return list(value)
-    error = wrong_array(name, value)
-    if "CuPy" in str(error):
-        raise error
     raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__qualname__}")
 
 
@@ -216,7 +227,7 @@ def _plan(sets: Sequence[Sequence[Group]]) -> Any:
     if get_backend() == "reference":
         return None
     arrays: list[Array] = []
-    layout = []
+    shapes = []
     for groups in sets:
         length = len(groups[0][1])
         written = 0
@@ -225,8 +236,8 @@ def _plan(sets: Sequence[Sequence[Group]]) -> Any:
                 return None
             arrays += entries
             written |= is_written << k
-        layout.append((len(groups), length, written))
-    return _lists().take(tuple(layout), arrays) if arrays else None
+        shapes.append((len(groups), length, written))
+    return _lists().take(tuple(shapes), arrays) if arrays and type(arrays[0]) is np.ndarray else None
 
 
 @functools.cache
@@ -247,18 +258,19 @@ def _examine(groups: Sequence[Group]) -> None:
             raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
         for k, a in enumerate(arrays):
             label = f"{name}[{k}]"
-            if type(a) is not np.ndarray:
+            if not is_array(a):
                 raise wrong_array(label, a)
             if a.dtype not in FLOATS:
                 raise _wrong_dtype(label, a.dtype)
             if like is None:
                 like = (label, a)
+            _same_kind(label, a, *like)
             if a.dtype != like[1].dtype:
                 raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
             if a.shape != first[k].shape:
                 wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
                 raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
-            if written and not a.flags.writeable:
+            if written and not writeable(a):
                 raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
             if written and a.size and not _distinct(a):
                 raise ValueError(
@@ -320,11 +332,10 @@ class TensorSets:
     def _contiguous(self, arrays: list[Array], written: bool) -> list[Array]:
         result = []
         for a in arrays:
-            flags = a.flags
-            if flags.c_contiguous and flags.aligned:
+            if ready(a):
                 result.append(a)
             else:
-                copy = np.array(a, order="C")
+                copy = contiguous_copy(a)
                 result.append(copy)
                 if written:
                     self._copies.append((a, copy))
@@ -397,6 +408,8 @@ def number(
 def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, high: int, meaning: str) -> Array:
     """Return an integer array as contiguous int64, its entries inside [low, high).
 
+    The entries of a device array are not looked at, which would wait for the device: its kernels mind the bounds.
+
     Args:
         shape: the shape expected; None for any.
         meaning: what the upper bound is, for the error: "the number of classes".
@@ -405,17 +418,17 @@ def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, hig
         TypeError: not an array of integers.
         ValueError: another shape, or an entry out of range.
     """
-    if type(value) is not np.ndarray:
+    if not is_array(value):
         raise wrong_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {value.dtype}; convert it with {name}.astype('int64')")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-    if value.size:
+    if value.size and type(value) is np.ndarray:
         smallest, largest = int(value.min()), int(value.max())
         if smallest < low or largest >= high:
             bad = smallest if smallest < low else largest
             raise ValueError(f"{name}: expected entries from {low} to {high - 1} ({meaning}), got {bad}")
-    if value.dtype == np.int64 and value.flags.c_contiguous and value.flags.aligned:
+    if value.dtype == np.int64 and ready(value):
         return value
-    return np.array(value, dtype=np.int64, order="C")
+    return array_module(value).array(value, dtype=np.int64, order="C")

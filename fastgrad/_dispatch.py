@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from fastgrad._arrays import is_array
 
 BACKENDS = ("reference", "cpu")
 
@@ -65,33 +66,45 @@ def get_backend() -> str | None:
 def kernels(stem: str, array: Any = None) -> ModuleType:
     """Return the kernel module of the operation `stem` for arrays of this type, imported at its first use.
 
-    None stands for a NumPy array, where a call may have no array at hand.
+    None stands for a NumPy array, where a call may have no array at hand. A device array has one set of kernels.
 
     Raises:
         TypeError: there are no kernels for this type of array.
+        NotImplementedError: the operation has none for device arrays.
     """
     key = (stem, type(array), _chosen.get() or _default or "cpu")
     module = _modules.get(key)
     if module is None:
-        if array is not None and type(array) is not np.ndarray:
-            raise wrong_array("array", array)
-        module = _modules[key] = importlib.import_module(f"fastgrad.kernels.{stem}_{_SUFFIX[key[2]]}")
+        module = _modules[key] = _import(stem, array, key[2])
     return module
 
 
+def list_kernels(stem: str, arrays: Sequence[Any]) -> ModuleType:
+    """Return `kernels` for a checked list of arrays; what is no plain list is a table of NumPy arrays."""
+    return kernels(stem, arrays[0] if type(arrays) is list and arrays else None)
+
+
+def _import(stem: str, array: Any, chosen: str) -> ModuleType:
+    if array is None or type(array) is np.ndarray:
+        return importlib.import_module(f"fastgrad.kernels.{stem}_{_SUFFIX[chosen]}")
+    if not is_array(array):
+        raise wrong_array("array", array)
+    name = f"fastgrad.kernels.{stem}_gpu"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise NotImplementedError(f"{stem}: has no CUDA kernels yet; pass NumPy arrays, cupy.asnumpy(...)") from None
+
+
 def wrong_array(name: str, value: Any) -> Exception:
-    """Return the error for an argument that is not exactly a NumPy array."""
-    # CuPy is optional, so its arrays are recognised only where the caller has imported it.
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and type(value) is getattr(cupy, "ndarray", None):
-        return TypeError(
-            f"{name}: got a CuPy array, but this version of fastgrad has no CUDA kernels; pass cupy.asnumpy({name})"
-        )
+    """Return the error for an argument that is exactly neither a NumPy nor a CuPy array."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     if isinstance(value, np.ndarray):
         advice = f"a subclass of it; pass numpy.asarray({name})"
     elif value is None:
-        return TypeError(f"{name}: expected a numpy.ndarray, got None")
+        return TypeError(f"{name}: expected a numpy.ndarray or cupy.ndarray, got None")
     else:
         advice = f"convert it with numpy.asarray({name}, dtype=...)"
-    return TypeError(f"{name}: expected a numpy.ndarray, got {kind}; {advice}")
+    return TypeError(f"{name}: expected a numpy.ndarray or cupy.ndarray, got {kind}; {advice}")

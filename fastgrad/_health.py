@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, tensor_list
-from fastgrad._dispatch import kernels
+from fastgrad._dispatch import list_kernels
 
 
 class TensorHealth(NamedTuple):
@@ -178,6 +178,6 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
     sizes = np.array([a.size for a in checked], np.int64)
     if not checked:
         return Health(called, sizes, *(np.zeros(0, kind) for kind in [np.float64] * 2 + [np.int64] * 4))
-    found = kernels("health", checked[0]).health(checked)
+    found = list_kernels("health", checked).health(checked)
     groups.done()
     return Health(called, sizes, *found)

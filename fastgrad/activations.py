@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._checks import FLOATS, Array, finish, float_array, float_array_like, number, output
+from fastgrad._arrays import Array, empty
+from fastgrad._checks import FLOATS, finish, float_array, float_array_like, number, output
 from fastgrad._dispatch import kernels
-from fastgrad._memory import empty
 
 # kind -> its parameters with their defaults, in the order that the kernels take them.
 KINDS: dict[str, dict[str, float]] = {
@@ -109,7 +109,7 @@ def activation(x: Array, kind: str, *, out: Array | None = None, **params: float
         source = x
     else:
         source = float_array("x", x)
-    y = empty(x.shape, x.dtype) if out is None else output("out", out, "x", x, aliases=(("x", x),))
+    y = empty(x.shape, x.dtype, source) if out is None else output("out", out, "x", x, aliases=(("x", x),))
     kernels("activation", source).activation(source, kind, values, y)
     return y if out is None else finish(out, y)
 
@@ -160,7 +160,7 @@ def activation_backward(
     else:
         source = float_array("x", x)
         gradient = float_array_like("dy", dy, "x", source)
-    dx = empty(x.shape, x.dtype) if out is None else output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))
+    dx = empty(x.shape, x.dtype, source) if out is None else output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))
     total = None
     if bias_grad is not None:
         if x.ndim == 0:
@@ -228,6 +228,6 @@ def prelu_backward(dy: Array, x: Array, weight: Array, *, out: Array | None = No
     gradient = float_array_like("dy", dy, "x", source)
     x3, w = _by_channel(source, weight)
     dx = output("out", out, "x", x, aliases=(("dy", dy), ("x", x)), apart=(("weight", weight),))
-    dweight = np.empty_like(w)
+    dweight = empty(w.shape, w.dtype, w)
     kernels("prelu", source).prelu_backward(gradient.reshape(x3.shape), x3, w, dx.reshape(x3.shape), dweight)
     return finish(out, dx), dweight

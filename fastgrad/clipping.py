@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, number, tensor_list
-from fastgrad._dispatch import kernels
+from fastgrad._dispatch import list_kernels
 
 # As in torch.nn.utils.clip_grad_norm_: keeps the coefficient finite for a norm of 0.
 NORM_EPS = 1e-6
@@ -57,7 +57,7 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
     """
     order = _order(ord)
     groups = TensorGroups(("grads", tensor_list("grads", grads), False))
-    norm = kernels("norm").global_norm(groups.lists[0], order)
+    norm = list_kernels("norm", groups.lists[0]).global_norm(groups.lists[0], order)
     groups.done()
     return np.array(norm)
 
@@ -92,7 +92,7 @@ def clip_by_global_norm(
     checked = groups.lists[0]
     if not checked:
         return np.array(0.0)
-    norm = kernels("norm").global_norm(checked, order)
+    norm = list_kernels("norm", checked).global_norm(checked, order)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"grads: the norm of order {order:g} is {norm}, first in {first_nonfinite('grads', checked)}; "
@@ -100,7 +100,7 @@ def clip_by_global_norm(
         )
     coefficient = clip_coefficient(norm, max_norm)
     if coefficient != 1.0:
-        kernels("clip").scale(checked, np.full(len(checked), coefficient))
+        list_kernels("clip", checked).scale(checked, np.full(len(checked), coefficient))
     groups.done()
     return np.array(norm)
 
@@ -128,9 +128,9 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
     checked = groups.lists[0]
     if not checked:
         return np.zeros(0)
-    norms = kernels("norm").tensor_norms(checked, 2.0)
+    norms = list_kernels("norm", checked).tensor_norms(checked, 2.0)
     coefficients = np.array([clip_coefficient(norm, max_norm) for norm in norms.tolist()])
-    kernels("clip").scale(checked, coefficients)
+    list_kernels("clip", checked).scale(checked, coefficients)
     groups.done()
     return norms
 
@@ -156,5 +156,5 @@ def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:
     groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
     checked = groups.lists[0]
     if checked:
-        kernels("clip").clip_by_value(checked, low, high)
+        list_kernels("clip", checked).clip_by_value(checked, low, high)
         groups.done()

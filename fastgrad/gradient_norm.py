@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, tensor_list
-from fastgrad._dispatch import kernels
+from fastgrad._dispatch import kernels, list_kernels
 
 
 class _Fed(weakref.ref[Array]):
@@ -74,7 +74,7 @@ class GradientNorm:
         """
         arrays = tensor_list("grads", grads)
         groups = TensorGroups(("grads", arrays, False))
-        norms = kernels("norm").tensor_norms(groups.lists[0], 2.0)
+        norms = list_kernels("norm", groups.lists[0]).tensor_norms(groups.lists[0], 2.0)
         groups.done()
         for array, norm in zip(arrays, norms.tolist(), strict=True):
             fed = _Fed(array, self._forget)
@@ -112,15 +112,15 @@ class GradientNorm:
             for array in arrays:
                 self._fed.pop(id(array), None)
         if len(missing) == len(known):
-            return kernels("norm").tensor_norms(checked, 2.0)
+            return list_kernels("norm", checked).tensor_norms(checked, 2.0)
         norms = np.array(known, dtype=np.float64)  # None becomes NaN
         if missing:
             every = list(checked)
-            norms[missing] = kernels("norm").tensor_norms([every[k] for k in missing], 2.0)
+            norms[missing] = list_kernels("norm", every).tensor_norms([every[k] for k in missing], 2.0)
         return norms
 
     def _known(self, array: Array) -> float | None:
-        fed = self._fed.get(id(array))
+        fed: Any = self._fed.get(id(array))
         if fed is None or fed() is not array or fed.strides != array.strides:
             return None
         return fed.norm

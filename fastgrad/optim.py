@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._checks import FLOATS, TensorSets, number
-from fastgrad._dispatch import kernels, wrong_array
+from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad.clipping import clip_coefficient
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm
 from fastgrad.layers import Parameter
@@ -275,11 +275,11 @@ class Optimizer:
     def _norm(self, checked: TensorSets, launches: list[_Launch], grads: list[Any]) -> float:
         """Return the global norm, summed in the order of the parameters however they are launched."""
         if len(launches) == 1 and self.gradient_norm is None:
-            return float(kernels("norm").global_norm(checked.sets[0][1], 2.0))
+            return float(list_kernels("norm", checked.sets[0][1]).global_norm(checked.sets[0][1], 2.0))
         norms, missed = np.zeros(len(grads)), 0
         for launch, lists in zip(launches, checked.sets, strict=True):
             if self.gradient_norm is None:
-                norms[launch.indices] = kernels("norm").tensor_norms(lists[1], 2.0)
+                norms[launch.indices] = list_kernels("norm", lists[1]).tensor_norms(lists[1], 2.0)
             else:
                 own = [grads[index] for index in launch.indices]
                 norms[launch.indices] = self.gradient_norm._norms(own, lists[1], use_up=True)
@@ -292,7 +292,7 @@ class Optimizer:
     def _blame(self, checked: TensorSets, launches: list[_Launch]) -> str:
         named = {}
         for launch, lists in zip(launches, checked.sets, strict=True):
-            norms = kernels("norm").tensor_norms(lists[1], 2.0)
+            norms = list_kernels("norm", lists[1]).tensor_norms(lists[1], 2.0)
             for index, norm in zip(launch.indices, norms.tolist(), strict=True):
                 if not math.isfinite(norm):
                     name = self._parameters[index].name or f"params[{index}]"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, number, tensor_list
-from fastgrad._dispatch import kernels
+from fastgrad._dispatch import kernels, list_kernels
 from fastgrad.clipping import clip_coefficient
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _gradient_scale(
         norms = checked_gradient_norm(gradient_norm)._norms(grads, checked, use_up=True)
         norm = kernels("norm").norm_of_norms(norms, 2.0) * unscale
     elif checked:
-        norm = kernels("norm").global_norm(checked, 2.0) * unscale
+        norm = list_kernels("norm", checked).global_norm(checked, 2.0) * unscale
     return clip_coefficient(norm, limit) * unscale, np.array(norm)
 
 
@@ -132,7 +132,7 @@ def adam_step(
     p, g, m, v = groups.lists[:4]
     scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
     if p:
-        kernels("adam").adam_step(
+        list_kernels("adam", p).adam_step(
             p,
             g,
             m,
@@ -223,7 +223,7 @@ def sgd_step(
     p, g = groups.lists[:2]
     scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
     if p:
-        kernels("sgd").sgd_step(
+        list_kernels("sgd", p).sgd_step(
             p,
             g,
             groups.lists[2] if momentum_buffer is not None else None,
@@ -324,7 +324,7 @@ def rmsprop_step(
     p, g, v = groups.lists[:3]
     scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
     if p:
-        kernels("rmsprop").rmsprop_step(
+        list_kernels("rmsprop", p).rmsprop_step(
             p,
             g,
             v,

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import os
-
+import backends
 import numpy as np
 import pytest
 
 import fastgrad
 
-BACKENDS = os.environ.get("FASTGRAD_TEST_BACKENDS", "reference,cpu").split(",")
+
+def pytest_generate_tests(metafunc):
+    """Run what asks for `backend` on each one chosen (see backends.py); `cpu_backend` leaves the devices out."""
+    names = backends.chosen()
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", names, indirect=True)
+    if "cpu_backend" in metafunc.fixturenames:
+        metafunc.parametrize("cpu_backend", [n for n in names if n not in backends.DEVICES], indirect=True)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    """Run the test on the kernels of this name."""
+@pytest.fixture
+def backend(request, monkeypatch):
+    """Run the test on the kernels of this name; on a device, with the public functions called on device arrays."""
+    if request.param in backends.DEVICES:
+        backends.divert(monkeypatch, request.param, request.module)
+        yield request.param
+        return
+    with fastgrad.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def cpu_backend(request):
+    """Run the test on the kernels of this name: a test of what device arrays don't have, such as read-only ones."""
     with fastgrad.backend(request.param):
         yield request.param
 

@@ -303,7 +303,7 @@ def test_errors():
     error(ValueError, "min_val: expected at most max_val = 1.0, got 2.0", activation, x, "hardtanh", min_val=2)
     error(TypeError, "negative_slope: expected a number, got str", activation, x, "leaky_relu", negative_slope="a")
     error(ValueError, "alpha: expected a finite number, got nan", activation, x, "elu", alpha=math.nan)
-    error(TypeError, "x: expected a numpy.ndarray, got list", activation, [1.0], "relu")
+    error(TypeError, "x: expected a numpy.ndarray or cupy.ndarray, got list", activation, [1.0], "relu")
     error(TypeError, "x: expected float32 or float64, got int64", activation, np.arange(3), "relu")
     error(TypeError, "x: expected float32 or float64, got float16", activation, x.astype(np.float16), "relu")
     error(TypeError, "x: expected native byte order, got >f4", activation, x.astype(">f4"), "relu")
@@ -315,7 +315,7 @@ def test_errors():
     error(TypeError, "out is float64 but x is float32", activation, x, "relu", out=wide)
     error(ValueError, r"out: expected shape \(4, 6\), got \(4, 5\)", activation, x, "relu", out=x[:, 1:])
     error(ValueError, "out: the array is read-only", activation, x, "relu", out=read_only(x))
-    error(TypeError, "out: expected a numpy.ndarray, got list", activation, x, "relu", out=[])
+    error(TypeError, "out: expected a numpy.ndarray or cupy.ndarray, got list", activation, x, "relu", out=[])
     spread = np.broadcast_to(np.zeros(6, np.float32), (4, 6))
     spread.flags.writeable = True
     error(ValueError, "out: several entries share one place", activation, x, "relu", out=spread)

@@ -241,7 +241,7 @@ def test_errors():
     error(ValueError, r"exp_avg_sq\[1\]: expected the shape of params\[1\], \(2, 2\), got \(4,\)",
           exp_avg_sq=[lists["exp_avg_sq"][0], np.zeros(4, np.float32)])  # fmt: skip
     error(TypeError, r"grads\[0\] is float64 but params\[0\] is float32", grads=[g.astype(np.float64) for g in grads])
-    error(TypeError, r"grads\[1\]: expected a numpy.ndarray, got None", grads=[grads[0], None])
+    error(TypeError, r"grads\[1\]: expected a numpy.ndarray or cupy.ndarray, got None", grads=[grads[0], None])
     error(ValueError, r"params\[0\]: the array is read-only", params=[read_only(p) for p in lists["params"]])
     error(ValueError, r"exp_avg\[(.)\] and exp_avg_sq\[\1\] overlap", exp_avg=lists["exp_avg_sq"])
     error(ValueError, r"grads\[1\] and params\[1\] overlap", grads=[grads[0], lists["params"][1]])

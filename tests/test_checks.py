@@ -7,13 +7,14 @@ import threading
 import timeit
 import types
 
+import emulated
 import numpy as np
 import pytest
 from fastgrad.kernels import activation_ref
 from support import random
 
 import fastgrad
-from fastgrad import _checks, _dispatch
+from fastgrad import _arrays, _checks, _dispatch
 
 
 def test_backends_are_chosen_inside_out():
@@ -62,17 +63,29 @@ def test_a_cupy_array_is_recognised_by_name_only(monkeypatch):
     cupy = types.ModuleType("cupy")
     cupy.ndarray = type("ndarray", (), {"__module__": "cupy"})
     array = cupy.ndarray()
-    with pytest.raises(TypeError, match=r"x: expected a numpy.ndarray, got cupy.ndarray"):
-        fastgrad.activation(array, "relu")
+    with pytest.raises(TypeError, match=r"x: expected a numpy.ndarray or cupy.ndarray, got cupy.ndarray"):
+        fastgrad.activation(array, "relu")  # of a module that nobody imported
+    assert not _arrays.is_array(array)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    with pytest.raises(TypeError, match=r"x: got a CuPy array, .* no CUDA kernels; pass cupy.asnumpy\(x\)"):
-        fastgrad.activation(array, "relu")
-    with pytest.raises(TypeError, match=r"grads\[0\]: got a CuPy array"):
-        fastgrad.global_norm([array])
-    with pytest.raises(TypeError, match="grads: got a CuPy array"):
-        fastgrad.global_norm(array)
-    with pytest.raises(TypeError, match="array: got a CuPy array"):
-        _dispatch.kernels("activation", array)
+    monkeypatch.setattr(_arrays, "_device_modules", {})
+    assert _arrays.is_array(array)
+    with pytest.raises(NotImplementedError, match="no_such_op: has no CUDA kernels"):
+        _dispatch.kernels("no_such_op", array)
+
+
+def test_arrays_of_one_call_lie_on_one_device():
+    emulated.register()
+    x, other = random(1, (3, 4), np.float32), emulated.Module.ones((3, 4), np.float32)
+    for call in (
+        lambda: fastgrad.activation(other, "relu", out=x),
+        lambda: fastgrad.global_norm([other, x]),
+    ):
+        with pytest.raises(TypeError, match=r"is a NumPy array but .* is a CuPy array; .* pass cupy.asarray\("):
+            call()
+    with pytest.raises(TypeError, match=r"dy is a CuPy array but x is a NumPy array; .* pass cupy.asnumpy\(dy\)"):
+        fastgrad.activation_backward(other, x, "relu")
+    with pytest.raises(TypeError, match=r"arrays\[1\] is a CuPy array but arrays\[0\] is a NumPy array"):
+        fastgrad.clip_by_norm([x, other], 1.0)
 
 
 def test_a_whole_call_on_64_elements_takes_microseconds():

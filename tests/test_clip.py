@@ -168,7 +168,7 @@ def test_errors_of_arrays(function):
     error(ValueError, r"(grads|arrays)\[0\] and (grads|arrays)\[1\] overlap in memory", [b[:10], b[9:]])
     error(ValueError, r"(grads|arrays)\[0\] and (grads|arrays)\[1\] overlap in memory", [b[::2], b[::3]])
     error(TypeError, r"(grads|arrays)\[1\] is float64 but (grads|arrays)\[0\] is float32", [a, b.astype(np.float64)])
-    error(TypeError, r"(grads|arrays)\[0\]: expected a numpy.ndarray, got list", [[1.0], a])
+    error(TypeError, r"(grads|arrays)\[0\]: expected a numpy.ndarray or cupy.ndarray, got list", [[1.0], a])
     error(TypeError, "expected an array or a list of arrays, got float", 1.0)
     spread = np.broadcast_to(np.zeros(1, np.float32), 4)
     spread.flags.writeable = True

@@ -119,7 +119,7 @@ def test_errors():
     error(ValueError, r"targets: expected shape \(4,\), got \(4, 1\)", logits, targets[:, None])
     error(TypeError, "targets: expected integers, got float64", logits, targets.astype(float))
     error(TypeError, "targets: expected integers, got bool", logits, targets.astype(bool))
-    error(TypeError, "targets: expected a numpy.ndarray, got list", logits, targets.tolist())
+    error(TypeError, "targets: expected a numpy.ndarray or cupy.ndarray, got list", logits, targets.tolist())
     error(ValueError, r"targets: expected entries from 0 to 2 .*, got 3", logits, targets * 0 + 3)
     error(ValueError, r"targets: expected entries from 0 to 2 .*, got -1", logits, targets * 0 - 1)
     error(ValueError, r"logits: expected shape \(..., V\) with at least one class", logits[:, :0], targets)

@@ -208,7 +208,7 @@ def test_errors(unit):
     forward, backward, _ = unit
     dy, gate, up = draw((4, 6), np.float32)
     wide = gate.astype(np.float64)
-    error(TypeError, "gate: expected a numpy.ndarray, got list", forward, [1.0], up)
+    error(TypeError, "gate: expected a numpy.ndarray or cupy.ndarray, got list", forward, [1.0], up)
     error(TypeError, "gate: expected float32 or float64, got int64", forward, np.arange(3), up)
     error(TypeError, "up is float64 but gate is float32", forward, gate, wide)
     error(ValueError, r"up: expected the shape of gate, \(4, 6\), got \(6,\)", forward, gate, up[0])

@@ -194,7 +194,7 @@ def test_errors():
             health(*args)
 
     error(TypeError, r"arrays\[1\] is float32 but arrays\[0\] is float64", [a, b])
-    error(TypeError, r"arrays\[1\]: expected a numpy.ndarray, got None", [a, None])
+    error(TypeError, r"arrays\[1\]: expected a numpy.ndarray or cupy.ndarray, got None", [a, None])
     error(TypeError, "arrays: expected an array or a list of arrays, got dict", {"a": a})
     error(TypeError, r"arrays\[0\]: expected float32 or float64, got int64", np.arange(3))
     error(ValueError, "names: expected one for each of 2 arrays, got 1", [a, a], ["w"])

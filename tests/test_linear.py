@@ -120,7 +120,7 @@ def test_errors():
     error(ValueError, r"x: expected shape .* with K = 3, got \(4, 2\)", linear, x[:, 1:], weight, bias)
     error(ValueError, r"bias: expected shape \(N,\) with N = 2, got \(3,\)", linear, x, weight, x[0])
     error(TypeError, "bias is float64 but weight is float32", linear, x, weight, bias.astype(float))
-    error(TypeError, "x: expected a numpy.ndarray, got list", linear, [1.0], weight, bias)
+    error(TypeError, "x: expected a numpy.ndarray or cupy.ndarray, got list", linear, [1.0], weight, bias)
     error(ValueError, r"dy: expected shape \(4, 2\), got \(3, 2\)", linear_backward, dy[1:], x, weight)
     error(ValueError, "indices: expected entries from 0 to 1 .*, got 2", embedding, weight, np.array([0, 2]))
     error(TypeError, "indices: expected integers, got float32", embedding, weight, x)

@@ -263,9 +263,9 @@ CHANGES = [
     (view_of_another, "params[4] and state[1] overlap"), (overlap_by_one, "planned"),
     (overlap_of_what_is_read, "overlap in memory"), (around_an_empty_one, "planned"), (strided, "fine"),
     (misaligned, "fine"), (shorter, "grads: expected 7 arrays"), (longer, "state: expected 7 arrays"),
-    (all_shorter, "planned"), (nothing, "grads[3]: expected a numpy.ndarray, got None"),
-    (something_else, "params[0]: expected a numpy.ndarray, got list"), (a_subclass, "a subclass of it"),
-    (type_of_an_array, "grads[0]: expected a numpy.ndarray, got type"),
+    (all_shorter, "planned"), (nothing, "grads[3]: expected a numpy.ndarray or cupy.ndarray, got None"),
+    (something_else, "params[0]: expected a numpy.ndarray or cupy.ndarray, got list"), (a_subclass, "a subclass of it"),
+    (type_of_an_array, "grads[0]: expected a numpy.ndarray or cupy.ndarray, got type"),
 ]  # fmt: skip
 
 

@@ -284,7 +284,7 @@ def test_errors():
     error(ValueError, r"weight_hh: expected shape \(4H, H\), got \(15, 5\)", lstm, *changed(weight_hh=weight_hh[:15]))
     error(ValueError, r"bias_hh: expected shape \(4H,\) with H = 5, got \(5,\)", lstm, *changed(bias_hh=bias_hh[:5]))
     error(TypeError, "c0 is float64 but x is float32", lstm, *changed(c0=c0.astype(np.float64)))
-    error(TypeError, "weight_ih: expected a numpy.ndarray, got None", lstm, *changed(weight_ih=None))
+    error(TypeError, "weight_ih: expected a numpy.ndarray or cupy.ndarray, got None", lstm, *changed(weight_ih=None))
     error(TypeError, "x: expected float32 or float64, got float16", lstm, *changed(x=x.astype(np.float16)))
     error(ValueError, r"lengths: expected shape \(3,\), got \(2,\)", lstm, *arguments, lengths=[1, 2])
     error(ValueError, r"lengths: expected entries from 0 to 4 \(the number of steps T\), got 5", lstm, *arguments,

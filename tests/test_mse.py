@@ -96,7 +96,7 @@ def test_errors():
 
     error(ValueError, r"target: expected the shape of pred, \(4, 3\), got \(4,\)", pred, target[:, 0])
     error(TypeError, "target is float64 but pred is float32", pred, target.astype(float))
-    error(TypeError, "target: expected a numpy.ndarray, got float", pred, 0.0)
+    error(TypeError, "target: expected a numpy.ndarray or cupy.ndarray, got float", pred, 0.0)
     error(ValueError, "out: the array is read-only", pred, target, out=read_only(pred))
     base = random(3, 30, np.float32)
     error(ValueError, "out and target overlap", base[:10].copy(), base[:10], out=base[5:15])

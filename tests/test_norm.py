@@ -109,7 +109,7 @@ def test_errors():
     error(ValueError, "ord: expected 1, 2 or inf, got 3", grad, ord=3)
     error(ValueError, "ord: expected a number, got nan", grad, ord=math.nan)
     error(TypeError, "ord: expected a number, got str", grad, ord="fro")
-    error(TypeError, r"grads\[1\]: expected a numpy.ndarray, got None", [grad, None])
+    error(TypeError, r"grads\[1\]: expected a numpy.ndarray or cupy.ndarray, got None", [grad, None])
     error(TypeError, r"grads\[1\] is float64 but grads\[0\] is float32", [grad, grad.astype(np.float64)])
     error(TypeError, r"grads\[0\]: expected float32 or float64, got int64", [np.arange(3)])
     error(TypeError, "grads: expected an array or a list of arrays, got dict", {"a": grad})

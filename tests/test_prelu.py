@@ -116,7 +116,7 @@ def test_errors():
     error(ValueError, r"weight: expected shape \(1,\), got \(3,\)", prelu, x[0], weight[:3])
     error(ValueError, r"weight: expected shape .*, got \(\)", prelu, x, np.zeros((), np.float32))
     error(TypeError, "weight is float64 but x is float32", prelu, x, weight.astype(np.float64))
-    error(TypeError, "weight: expected a numpy.ndarray, got float", prelu, x, 0.25)
+    error(TypeError, "weight: expected a numpy.ndarray or cupy.ndarray, got float", prelu, x, 0.25)
     error(ValueError, r"dy: expected the shape of x, \(3, 4\), got \(4,\)", prelu_backward, dy[0], x, weight)
     error(ValueError, "out: the array is read-only", prelu, x, weight, out=read_only(x))
     base = random(4, 30, np.float32)

@@ -212,7 +212,7 @@ def test_errors():
     error(ValueError, r"grad_avg\[1\]: expected the shape of params\[1\], \(2, 2\), got \(4,\)",
           grad_avg=[lists["grad_avg"][0], np.zeros(4, np.float32)])  # fmt: skip
     error(TypeError, r"grads\[0\] is float64 but params\[0\] is float32", grads=[g.astype(np.float64) for g in grads])
-    error(TypeError, r"grads\[1\]: expected a numpy.ndarray, got None", grads=[grads[0], None])
+    error(TypeError, r"grads\[1\]: expected a numpy.ndarray or cupy.ndarray, got None", grads=[grads[0], None])
     frozen = [read_only(a) for a in lists["square_avg"]]
     error(ValueError, r"square_avg\[0\]: the array is read-only", square_avg=frozen)
     error(ValueError, r"momentum_buffer\[(.)\] and square_avg\[\1\] overlap", momentum_buffer=lists["square_avg"])

@@ -1,0 +1,106 @@
+// Activations and their backward pass in one pass over memory, for the kind FG_KIND.
+//
+//     y = f(x),    dx = dy f'(x),    bias_grad = sum of dx over all axes but the last
+//
+// Bytes an element: 8 forward and 12 backward in float32. Every array is read and written 16 bytes at a time where it
+// begins on 16 bytes; the rest goes element by element.
+#include "activations.cuh"
+#include "columns.cuh"
+
+constexpr int UNROLL = 4;  // vectors a thread has on the way at a time
+
+__device__ inline real_t f(real_t x, real_t p0, real_t p1) { return kind::FG_KIND(x, p0, p1); }
+__device__ inline real_t derivative(real_t x, real_t p0, real_t p1) {
+    return kind::FG_JOIN(FG_KIND, _derivative)(x, p0, p1);
+}
+
+using Vector = vector<storage_t>;
+
+// x (n,) in; y (n,) out, may be x. A block takes blockDim.x UNROLL VECTOR elements.
+extern "C" __global__ void fg_activation(const storage_t* x, storage_t* y, index_t n, real_t p0, real_t p1) {
+    const index_t span = index_t(blockDim.x) * UNROLL * VECTOR, first = blockIdx.x * span;
+    if (first + span <= n && aligned16(x, y)) {
+        const Vector* from = reinterpret_cast<const Vector*>(x + first) + threadIdx.x;
+        Vector* to = reinterpret_cast<Vector*>(y + first) + threadIdx.x;
+        Vector values[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; ++u) values[u] = from[u * blockDim.x];
+#pragma unroll
+        for (int u = 0; u < UNROLL; ++u) {
+#pragma unroll
+            for (int k = 0; k < VECTOR; ++k) values[u].at[k] = storage_t(f(real_t(values[u].at[k]), p0, p1));
+            to[u * blockDim.x] = values[u];
+        }
+        return;
+    }
+    const index_t end = first + span < n ? first + span : n;
+    for (index_t i = first + threadIdx.x; i < end; i += blockDim.x) y[i] = storage_t(f(real_t(x[i]), p0, p1));
+}
+
+// dy, x (n,) in; dx (n,) out, may be dy or x. A block takes blockDim.x UNROLL VECTOR elements.
+extern "C" __global__ void fg_activation_backward(const storage_t* dy, const storage_t* x, storage_t* dx, index_t n,
+                                                  real_t p0, real_t p1) {
+    const index_t span = index_t(blockDim.x) * UNROLL * VECTOR, first = blockIdx.x * span;
+    if (first + span <= n && aligned16(dy, x, dx)) {
+        const Vector* gradients = reinterpret_cast<const Vector*>(dy + first) + threadIdx.x;
+        const Vector* inputs = reinterpret_cast<const Vector*>(x + first) + threadIdx.x;
+        Vector* to = reinterpret_cast<Vector*>(dx + first) + threadIdx.x;
+        Vector gradient[UNROLL], input[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; ++u) {
+            gradient[u] = gradients[u * blockDim.x];
+            input[u] = inputs[u * blockDim.x];
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; ++u) {
+#pragma unroll
+            for (int k = 0; k < VECTOR; ++k)
+                gradient[u].at[k] = storage_t(real_t(gradient[u].at[k]) * derivative(real_t(input[u].at[k]), p0, p1));
+            to[u * blockDim.x] = gradient[u];
+        }
+        return;
+    }
+    const index_t end = first + span < n ? first + span : n;
+    for (index_t i = first + threadIdx.x; i < end; i += blockDim.x)
+        dx[i] = storage_t(real_t(dy[i]) * derivative(real_t(x[i]), p0, p1));
+}
+
+// The same for a tile of W columns for each thread and ROWS_EACH rows for each row of threads, with its sums.
+template <int W>
+__device__ void backward_tile(const storage_t* dy, const storage_t* x, storage_t* dx, real_t* partial, index_t rows,
+                              index_t columns, real_t p0, real_t p1, real_t* sums) {
+    using Part = vector_of<storage_t, W>;
+    const Place<W> place(columns);
+    const index_t column = place.column, first = place.first_row;
+    real_t own[W] = {};
+    if (column < columns) {
+#pragma unroll 4
+        for (int step = 0; step < ROWS_EACH; ++step) {
+            const index_t row = first + index_t(step) * blockDim.y;
+            if (row >= rows) break;
+            const index_t at = row * columns + column;
+            Part gradient = *reinterpret_cast<const Part*>(dy + at);
+            const Part input = *reinterpret_cast<const Part*>(x + at);
+#pragma unroll
+            for (int k = 0; k < W; ++k) {
+                const real_t value = real_t(gradient.at[k]) * derivative(real_t(input.at[k]), p0, p1);
+                gradient.at[k] = storage_t(value);
+                own[k] += value;
+            }
+            *reinterpret_cast<Part*>(dx + at) = gradient;
+        }
+    }
+    write_partial_sums<W>(own, sums, partial + place.row_block * columns, column, columns);
+}
+
+// dy, x (rows, columns) in; dx (rows, columns) out, may be dy or x; partial (row blocks, columns) out. Block (x, y).
+// vectors: the columns divide by VECTOR, the arrays begin on 16 bytes, and the grid was made for that.
+extern "C" __global__ void fg_activation_backward_rows(const storage_t* dy, const storage_t* x, storage_t* dx,
+                                                       real_t* partial, index_t rows, index_t columns, int vectors,
+                                                       real_t p0, real_t p1) {
+    extern __shared__ real_t sums[];
+    if (vectors)
+        backward_tile<VECTOR>(dy, x, dx, partial, rows, columns, p0, p1, sums);
+    else
+        backward_tile<1>(dy, x, dx, partial, rows, columns, p0, p1, sums);
+}

@@ -1,0 +1,303 @@
+"""The one door to the GPU: make a kernel of kernels/<source>.cu and launch it over arrays on a device.
+
+CuPy checks nothing that a kernel is given: a Python float travels as a double and an int as a long long, a view is
+taken for its base, and an included header is no part of the key of its compile cache. So every launch goes through
+`Kernel`, which knows the parameters' C types, casts every scalar, checks every array, and hands the compiler one text
+with all headers put in place.
+
+A .cu file is written for two types: `storage_t`, what lies in memory, and `real_t`, what is computed with. They and
+whatever else a variant depends on (`FG_KIND`) are #defines before the text, and only what is called gets compiled.
+Compiled without contraction (-fmad=false): where a multiplication and an addition are to be one rounding the source
+says fma, and the same source on another processor gives the same bits. CuPy always adds -ftz=true: on float32 arrays
+subnormal numbers are taken for 0 and results below the normal range become 0.
+
+Where the arrays lie decides on which `Device` a kernel runs: CuPy's here; tests register one that runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Array = Any
+
+FOLDER = Path(__file__).parent
+OPTIONS = ("--std=c++17", "-fmad=false")
+BLOCK = 256  # threads a block where a kernel has no reason for another number
+WARP = 32
+LARGEST_BLOCK = 1024
+LARGEST_GRID = (2**31 - 1, 65535, 65535)
+
+# The types of the arithmetic and of the arrays of a kernel, by the dtype of its arrays.
+TYPES = {"float32": ("float", "float"), "float64": ("double", "double")}
+SUFFIXES = {"float32": "f32", "float64": "f64"}
+
+# C types of parameters that do not depend on the dtype, with NumPy's name for each.
+SCALARS = {"i32": np.int32, "u32": np.uint32, "i64": np.int64, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
+POINTERS = {**{f"{name}*": np.dtype(kind) for name, kind in SCALARS.items()}, "u8*": np.dtype(np.uint8)}
+
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
+
+
+class Launch(Protocol):
+    """A compiled kernel, called as CuPy's are."""
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int
+    ) -> None: ...
+
+
+class Device(Protocol):
+    """Where kernels run."""
+
+    xp: Any  # the module of its arrays: empty, zeros, array, matmul
+    multiprocessors: int
+    shared_memory: int  # bytes that a block may ask for
+    block_limit: int  # threads a block at most; tests make it small
+
+    def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
+        """Return the kernel `name` of a source text, compiled once; it may ask for `shared` bytes a block.
+
+        It is called as f(grid, block, arguments, shared, touches, cooperative).
+        """
+        ...
+
+    def here(self) -> Any:
+        """Return a context in which this is the current device."""
+        ...
+
+
+class _CuPyDevice:
+    """A GPU through CuPy, on the stream that is current."""
+
+    block_limit = LARGEST_BLOCK
+
+    def __init__(self, ordinal: int) -> None:
+        import cupy
+
+        self.xp = cupy
+        self.ordinal = ordinal
+        properties = cupy.cuda.runtime.getDeviceProperties(ordinal)
+        self.multiprocessors: int = properties["multiProcessorCount"]
+        self.shared_memory: int = properties["sharedMemPerBlockOptin"]
+        self._modules: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def here(self) -> Any:
+        return self.xp.cuda.Device(self.ordinal)
+
+    def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
+        with self._lock, self.here():
+            module = self._modules.get(text)
+            if module is None:
+                module = self._modules[text] = self.xp.RawModule(code=text, options=OPTIONS)
+            kernel = module.get_function(name)
+            if shared > 48 << 10:
+                kernel.max_dynamic_shared_size_bytes = shared
+        plain = kernel.kernel  # the Function below skips a look-up of the device in each call
+
+        def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
+            if cooperative:
+                kernel_cooperative = self._cooperative(text, name)
+                kernel_cooperative(grid, block, args, shared_mem=shared)
+            else:
+                plain(grid, block, args, shared_mem=shared)
+
+        return launch
+
+    @functools.cache  # noqa: B019 - a device lives as long as the process
+    def _cooperative(self, text: str, name: str) -> Any:
+        module = self.xp.RawModule(code=text, options=OPTIONS, enable_cooperative_groups=True)
+        return module.get_function(name)
+
+
+@functools.cache
+def _cupy_device(ordinal: int) -> _CuPyDevice:
+    return _CuPyDevice(ordinal)
+
+
+# Types of arrays that stand in for CuPy's in tests, with their device.
+registered: dict[type, Device] = {}
+
+
+def device_of(array: Array) -> Device:
+    """Return the device on which a device array lies."""
+    device = registered.get(type(array))
+    return device if device is not None else _cupy_device(array.data.device_id)
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return (FOLDER / name).read_text()
+
+
+def source_text(source: str, defines: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the whole text of a kernel: #defines, then kernels/<source>.cu with each header in its place, once."""
+    seen: set[str] = set()
+
+    def placed(name: str) -> str:
+        text, parts, end, line = _file(name), [f'#line 1 "{name}"\n'], 0, 1
+        for match in _INCLUDE.finditer(text):
+            before = text[end : match.start()]
+            line += before.count("\n") + 1
+            parts.append(before)
+            if match[1] not in seen:
+                seen.add(match[1])
+                parts.append(placed(match[1]) + "\n")
+            parts.append(f'#line {line} "{name}"')
+            end = match.end()
+        return "".join([*parts, text[end:]])
+
+    return "".join(f"#define {name} {value}\n" for name, value in defines) + placed(f"{source}.cu")
+
+
+@functools.cache
+def variant_text(source: str, dtype: str, defines: tuple[tuple[str, str], ...]) -> str:
+    """Return the text of kernels/<source>.cu for arrays of a dtype and further defines."""
+    storage, real = TYPES[dtype]
+    given = [("FG_STORAGE", storage), ("FG_REAL", real), (f"FG_{SUFFIXES[dtype].upper()}", "1"), *defines]
+    return source_text(source, given)
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel: its name, the kind of its type, and whether a null pointer will do."""
+
+    name: str
+    kind: str  # of SCALARS or POINTERS, or "T*" (array of the dtype), "T" and "A" (storage_t, real_t), "struct"
+    optional: bool
+
+
+def _parameters(text: str) -> tuple[Parameter, ...]:
+    found = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, kind = (p.strip() for p in part.split(":"))
+        optional = kind.endswith("?")
+        kind = kind.removesuffix("?").removeprefix("const ")
+        if kind not in SCALARS and kind not in POINTERS and kind not in ("T*", "A*", "T", "A", "struct"):
+            raise ValueError(f"{name}: unknown kind {kind!r}")
+        found.append(Parameter(name, kind, optional))
+    return tuple(found)
+
+
+declared: list[Kernel] = []  # every kernel of the launchers imported so far
+
+
+class Kernel:
+    """A kernel of kernels/<source>.cu, for any dtype and any variant.
+
+    Args:
+        source: stem of the file.
+        name: of the kernel.
+        parameters: what it takes, in its order, "dy: const T*, n: i64, bias: T*?, slope: A": T is storage_t, A real_t,
+            the others fixed types (i32 u32 i64 u64 f32 f64); a pointer with ? may be null (None).
+        variants: names of the #defines that a launch must give, as FG_<NAME>.
+    """
+
+    def __init__(self, source: str, name: str, parameters: str, variants: Sequence[str] = ()) -> None:
+        self.source, self.name = source, name
+        self.parameters = _parameters(parameters)
+        self.variants = tuple(variants)
+        self._functions: dict[Any, Callable[..., None]] = {}
+        declared.append(self)
+
+    def text(self, dtype: str, **variant: Any) -> str:
+        """Return the source of a variant."""
+        return variant_text(self.source, dtype, self._defines(variant))
+
+    def _defines(self, variant: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        if set(variant) != set(self.variants):
+            raise TypeError(f"{self.name}: expected the variant {self.variants}, got {tuple(variant)}")
+        return tuple((f"FG_{name.upper()}", str(variant[name])) for name in self.variants)
+
+    def __call__(
+        self,
+        device: Device,
+        dtype: np.dtype,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        *args: Any,
+        shared: int = 0,
+        touches: Sequence[Array] = (),
+        cooperative: bool = False,
+        **variant: Any,
+    ) -> None:
+        """Launch on the current stream of a device; nothing where the grid is empty.
+
+        Args:
+            dtype: of the arrays behind T*.
+            grid, block: blocks, and threads a block, along up to three axes.
+            args: one for each parameter: device arrays for pointers (C-contiguous, on the device), numbers for the
+                rest, which get the C type declared.
+            shared: bytes of dynamic shared memory.
+            touches: arrays that the kernel reaches through addresses in other arrays.
+            cooperative: all blocks must run at the same time.
+
+        Raises:
+            TypeError, ValueError: an argument is not what was declared; a mistake in the launcher, not in its caller.
+        """
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        block = block if isinstance(block, tuple) else (block,)
+        if 0 in grid:
+            return
+        self._check_shape(device, grid, block, shared)
+        if len(args) != len(self.parameters):
+            raise TypeError(f"{self.name}: expected {len(self.parameters)} arguments, got {len(args)}")
+        packed = tuple(
+            self._packed(device, dtype, parameter, value)
+            for parameter, value in zip(self.parameters, args, strict=True)
+        )
+        key = (device, dtype, tuple(variant.values()))
+        function = self._functions.get(key)
+        if function is None:
+            text = self.text(dtype.name, **variant)
+            function = self._functions[key] = device.function(text, self.name, device.shared_memory if shared else 0)
+        with device.here():
+            function(grid, block, packed, shared, touches, cooperative)
+
+    def _check_shape(self, device: Device, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
+        if any(size > most for size, most in zip(grid, LARGEST_GRID, strict=False)) or min(grid) < 0:
+            raise ValueError(f"{self.name}: grid {grid} is beyond {LARGEST_GRID}")
+        if math.prod(block) > LARGEST_BLOCK or min(block) < 1:
+            raise ValueError(f"{self.name}: a block of {block} threads is beyond {LARGEST_BLOCK}")
+        if shared > device.shared_memory:
+            raise ValueError(f"{self.name}: {shared} bytes of shared memory, the device has {device.shared_memory}")
+
+    def _packed(self, device: Device, dtype: np.dtype, parameter: Parameter, value: Any) -> Any:
+        name, kind, optional = parameter
+        if not kind.endswith("*"):
+            if kind == "struct":
+                return value
+            scalar = SCALARS.get(kind) or dtype.type
+            result = scalar(value)
+            if not kind.startswith("f") and kind not in "TA" and result != value:
+                raise ValueError(f"{self.name}: {name} = {value} does not fit {kind}")
+            return result
+        if value is None and optional:
+            return np.uint64(0)
+        if type(value) not in registered and type(value) is not device.xp.ndarray:
+            raise TypeError(f"{self.name}: {name}: expected a device array, got {type(value).__qualname__}")
+        wanted = dtype if kind in ("T*", "A*") else POINTERS[kind]
+        if value.dtype != wanted:
+            raise TypeError(f"{self.name}: {name}: expected {wanted}, got {value.dtype}")
+        if not value.flags.c_contiguous:
+            raise ValueError(f"{self.name}: {name} is not C-contiguous")
+        if device_of(value) is not device:
+            raise ValueError(f"{self.name}: {name} lies on another device than the first array")
+        return value
+
+
+def threads(device: Device, wanted: int = BLOCK) -> int:
+    """Return the threads of a block, a multiple of a warp."""
+    return max(WARP, min(wanted, device.block_limit) // WARP * WARP)
+
+
+def blocks(size: int, per_block: int) -> int:
+    """Return how many blocks cover `size` elements."""
+    return -(-size // per_block)

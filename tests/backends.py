@@ -1,0 +1,159 @@
+"""Run the cases of the CPU on device arrays: the public functions, given NumPy arrays, called with arrays on a device.
+
+Every NumPy array of a call becomes a device array with the same layout, aliasing and views included; after the call
+what was written is found in the NumPy arrays, and results come back as NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastgrad
+
+DEVICES = ("emulated", "gpu")
+NAMES = ("reference", "cpu", *DEVICES)
+
+
+def missing(name: str) -> str | None:
+    """Say why a backend can't be tested on this machine; None if it can."""
+    if name == "emulated":
+        if importlib.util.find_spec("devtools") is None:
+            return "devtools/ is not importable; run the tests of a checkout from its root"
+        return None if shutil.which("g++") else "g++ is not installed"
+    if name == "gpu":
+        from fastgrad._gpu import gpu_status
+
+        return gpu_status().reason
+    return None
+
+
+@functools.cache
+def chosen() -> list[str]:
+    """Return the backends to test: those that FASTGRAD_TEST_BACKENDS names, else all that the machine has."""
+    named = os.environ.get("FASTGRAD_TEST_BACKENDS")
+    if not named:
+        return [name for name in NAMES if missing(name) is None]
+    names = named.split(",")
+    for name in names:
+        if name not in NAMES:
+            raise pytest.UsageError(f"FASTGRAD_TEST_BACKENDS: expected names of {NAMES}, got {name!r}")
+        reason = missing(name)
+        if reason is not None:
+            raise pytest.UsageError(f"FASTGRAD_TEST_BACKENDS names {name!r}, which is missing here: {reason}")
+    return names
+
+
+def module(name: str) -> Any:
+    """Return the array module of a device backend."""
+    if name == "gpu":
+        import cupy
+
+        return cupy
+    import emulated
+
+    emulated.register()
+    return emulated.Module
+
+
+class _Transfer:
+    """The arrays of one call, on the host and on the device."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.xp = module(name)
+        self.roots: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
+        self.pairs: list[tuple[Any, np.ndarray]] = []
+
+    def to_device(self, value: Any) -> Any:
+        if type(value) is np.ndarray:
+            found = [device for device, host in self.pairs if host is value]
+            if found:
+                return found[0]
+            device = self._array(value)
+            self.pairs.append((device, value))
+            return device
+        if isinstance(value, list | tuple) and not isinstance(value, str):
+            parts = [self.to_device(v) for v in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return value
+
+    def _array(self, host: np.ndarray) -> Any:
+        if self.name == "emulated":
+            return self.xp.ndarray(host)
+        root = host
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        low, high = np.lib.array_utils.byte_bounds(root)
+        size = high - low if root.size else 0
+        if not size:
+            return self.xp.empty(host.shape, host.dtype)
+        if (low, size) not in self.roots:
+            raw = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * size).from_address(low))
+            self.roots[low, size] = raw, self.xp.asarray(raw)
+        start = host.__array_interface__["data"][0] - low
+        memory = self.roots[low, size][1].data + start
+        return self.xp.ndarray(host.shape, host.dtype, memory, strides=host.strides)
+
+    def back(self) -> None:
+        for raw, device in self.roots.values():
+            now = device.get()
+            changed = now != raw
+            raw[changed] = now[changed]  # a read-only array that nobody wrote stays untouched
+
+    def to_host(self, value: Any) -> Any:
+        for device, host in self.pairs:
+            if value is device:
+                return host
+        if type(value) is self.xp.ndarray:
+            return value.get()
+        if isinstance(value, list | tuple):
+            parts = [self.to_host(v) for v in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return value
+
+
+def on_device(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with its NumPy arrays carried to a device and back."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if fastgrad.get_backend() == "reference":  # the oracle inside of a test
+            return function(*args, **kwargs)
+        transfer = _Transfer(name)
+        try:
+            result = function(
+                *[transfer.to_device(a) for a in args], **{k: transfer.to_device(v) for k, v in kwargs.items()}
+            )
+        except NotImplementedError as error:  # until every operation has its CUDA kernels
+            pytest.skip(str(error))
+        finally:
+            transfer.back()
+        return transfer.to_host(result)
+
+    return call
+
+
+def divert(monkeypatch: pytest.MonkeyPatch, name: str, test_module: Any) -> None:
+    """Let a test module, and whoever says fastgrad.<function>, call the public functions on device arrays."""
+    for public in fastgrad.__all__:
+        function = getattr(fastgrad, public)
+        if callable(function) and not isinstance(function, type) and public not in NOT_ON_ARRAYS:
+            wrapped = on_device(name, function)
+            monkeypatch.setattr(fastgrad, public, wrapped)
+            for attribute, value in list(vars(test_module).items()):
+                if value is function:
+                    monkeypatch.setattr(test_module, attribute, wrapped)
+
+
+NOT_ON_ARRAYS = {
+    "backend", "doctor", "get_backend", "get_subnormals", "set_backend", "set_num_threads", "set_subnormals",
+    "subnormals", "warmup",
+}  # fmt: skip
