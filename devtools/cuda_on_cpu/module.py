@@ -299,17 +299,14 @@ class CpuFunction:
         threads, blocks = block[0] * block[1] * block[2], grid[0] * grid[1] * grid[2]
         if threads > MAX_THREADS:
             raise LaunchError(f"{self.name}: {threads} threads in a block; a device takes {MAX_THREADS}")
-        limit = self.max_dynamic_shared_size_bytes
-        if not 0 <= limit <= MAX_SHARED_BYTES:
-            raise LaunchError(f"{self.name}: max_dynamic_shared_size_bytes is {limit}, over {MAX_SHARED_BYTES}")
         static = self._module.static_shared_bytes(self.name)
-        if (
-            not 0 <= shared_mem <= limit - (static if limit == SHARED_BYTES else 0)
-            or shared_mem + static > MAX_SHARED_BYTES
-        ):
+        limit = self.max_dynamic_shared_size_bytes
+        if limit <= SHARED_BYTES:
+            limit = min(limit, SHARED_BYTES - static)
+        if not 0 <= shared_mem <= limit <= MAX_SHARED_BYTES - static:
             raise LaunchError(
-                f"{self.name}: {shared_mem} bytes of dynamic and {static} of static shared memory; the launch may use "
-                f"{limit} (see max_dynamic_shared_size_bytes)"
+                f"{self.name}: {shared_mem} bytes of dynamic shared memory besides {static} of static; it may have {limit} "
+                f"of the {MAX_SHARED_BYTES} that a block can have at most (see max_dynamic_shared_size_bytes)"
             )
         if cooperative and resident is not None and blocks > resident:
             raise LaunchError(f"{self.name}: a cooperative launch of {blocks} blocks, where {resident} fit the device")
