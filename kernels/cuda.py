@@ -103,21 +103,12 @@ class _CuPyDevice:
             kernel = module.get_function(name)
             if shared:
                 kernel.max_dynamic_shared_size_bytes = shared
-        plain = kernel.kernel  # the Function below skips a look-up of the device in each call
+        compiled = kernel.kernel  # a RawKernel looks up its device anew in each call
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
-            if cooperative:
-                kernel_cooperative = self._cooperative(text, name)
-                kernel_cooperative(grid, block, args, shared_mem=shared)
-            else:
-                plain(grid, block, args, shared_mem=shared)
+            compiled(grid, block, args, shared_mem=shared, enable_cooperative_groups=cooperative)
 
         return launch
-
-    @functools.cache  # noqa: B019 - a device lives as long as the process
-    def _cooperative(self, text: str, name: str) -> Any:
-        module = self.xp.RawModule(code=text, options=OPTIONS, enable_cooperative_groups=True)
-        return module.get_function(name)
 
 
 @functools.cache
