@@ -1,34 +1,5 @@
-// Sums over the rows of a matrix, see columns.cuh: the first stage where nothing else is done in the same pass, and the
-// second stage, which adds up the rows of partial sums in double.
-#include "columns.cuh"
-
-template <int W>
-__device__ void sum_tile(const storage_t* x, real_t* partial, index_t rows, index_t columns, real_t* sums) {
-    const Place<W> place(columns);
-    real_t own[W] = {};
-    if (place.column < columns) {
-#pragma unroll 4
-        for (int step = 0; step < ROWS_EACH; ++step) {
-            const index_t row = place.first_row + index_t(step) * blockDim.y;
-            if (row >= rows) break;
-            const auto part = *reinterpret_cast<const vector_of<storage_t, W>*>(x + row * columns + place.column);
-#pragma unroll
-            for (int k = 0; k < W; ++k) own[k] += real_t(part.at[k]);
-        }
-    }
-    write_partial_sums<W>(own, sums, partial + place.row_block * columns, place.column, columns);
-}
-
-// x (rows, columns) in; partial (row blocks, columns) out. Block (x, y). vectors: the columns divide by VECTOR, the
-// arrays begin on 16 bytes, and the grid was made for that.
-extern "C" __global__ void fg_partial_column_sums(const storage_t* x, real_t* partial, index_t rows, index_t columns,
-                                                  int vectors) {
-    extern __shared__ real_t sums[];
-    if (vectors)
-        sum_tile<VECTOR>(x, partial, rows, columns, sums);
-    else
-        sum_tile<1>(x, partial, rows, columns, sums);
-}
+// The second stage of a sum over rows: add up the rows of partial sums, in double and a fixed order.
+#include "common.cuh"
 
 // partial (count, columns) in; out (columns,) out. Block (32, y): a column for each lane, every y-th row for each row
 // of threads.

@@ -288,7 +288,7 @@ class Kernel:
                 raise ValueError(f"{self.name}: {name} = {value} does not fit {kind}")
             return result
         if value is None and optional:
-            return np.uint64(0)
+            return None
         if type(value) not in registered and type(value) is not device.xp.ndarray:
             raise TypeError(f"{self.name}: {name}: expected a device array, got {type(value).__qualname__}")
         wanted = dtype if kind in ("T*", "A*") else POINTERS[kind]

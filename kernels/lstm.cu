@@ -14,19 +14,19 @@ __device__ void step_forward(storage_t* gates, const storage_t* bias_ih, const s
     const Cell<W> cell(t, batch, hidden, reverse, lengths);
     if (!cell.any) return;
     if (!cell.valid) {
-        store<W>(h + cell.now, load<W>(h + cell.before));
-        store<W>(c + cell.now, load<W>(c + cell.before));
-        store<W>(y + cell.row * hidden + cell.unit, Reals<W>{});
+        write<W>(h + cell.now, read<W>(h + cell.before));
+        write<W>(c + cell.now, read<W>(c + cell.before));
+        write<W>(y + cell.row * hidden + cell.unit, Reals<W>{});
         return;
     }
     storage_t* const own = gates + cell.row * 4 * hidden + cell.unit;
-    const Reals<W> c_before = load<W>(c + cell.before);
+    const Reals<W> c_before = read<W>(c + cell.before);
     Reals<W> sums[4], c_now, h_now;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
         const index_t at = k * hidden + cell.unit;
-        const Reals<W> one = load_or_zero<W>(bias_ih, at), two = load_or_zero<W>(bias_hh, at);
-        sums[k] = load<W>(own + k * hidden);
+        const Reals<W> one = read_or_zero<W>(bias_ih, at), two = read_or_zero<W>(bias_hh, at);
+        sums[k] = read<W>(own + k * hidden);
 #pragma unroll
         for (int w = 0; w < W; ++w) sums[k].at[w] += one.at[w] + two.at[w];
     }
@@ -39,10 +39,10 @@ __device__ void step_forward(storage_t* gates, const storage_t* bias_ih, const s
         for (int k = 0; k < 4; ++k) sums[k].at[w] = values[k];
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) store<W>(own + k * hidden, sums[k]);
-    store<W>(c + cell.now, c_now);
-    store<W>(h + cell.now, h_now);
-    if (lengths) store<W>(y + cell.row * hidden + cell.unit, h_now);
+    for (int k = 0; k < 4; ++k) write<W>(own + k * hidden, sums[k]);
+    write<W>(c + cell.now, c_now);
+    write<W>(h + cell.now, h_now);
+    if (lengths) write<W>(y + cell.row * hidden + cell.unit, h_now);
 }
 
 // gates (T, B, 4H) in/out: sums of the products of step t, then i, f, g, o; bias_ih, bias_hh (4H,) or null; h, c
@@ -66,15 +66,15 @@ __device__ void step_backward(const storage_t* gates, const storage_t* c, const 
     const index_t at = cell.row * 4 * hidden + cell.unit;
     if (!cell.valid) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) store<W>(dgates + at + k * hidden, Reals<W>{});
+        for (int k = 0; k < 4; ++k) write<W>(dgates + at + k * hidden, Reals<W>{});
         return;
     }
     Reals<W> values[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) values[k] = load<W>(gates + at + k * hidden);
-    const Reals<W> c_before = load<W>(c + cell.before), above = load_or_zero<W>(dy, cell.row * hidden + cell.unit);
-    const Reals<W> dh_now = load<W>(dh + cell.at);
-    Reals<W> dc_now = load<W>(dc + cell.at);
+    for (int k = 0; k < 4; ++k) values[k] = read<W>(gates + at + k * hidden);
+    const Reals<W> c_before = read<W>(c + cell.before), above = read_or_zero<W>(dy, cell.row * hidden + cell.unit);
+    const Reals<W> dh_now = read<W>(dh + cell.at);
+    Reals<W> dc_now = read<W>(dc + cell.at);
 #pragma unroll
     for (int w = 0; w < W; ++w) {
         real_t each[4] = {values[0].at[w], values[1].at[w], values[2].at[w], values[3].at[w]};
@@ -83,9 +83,9 @@ __device__ void step_backward(const storage_t* gates, const storage_t* c, const 
         for (int k = 0; k < 4; ++k) values[k].at[w] = each[k];
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) store<W>(dgates + at + k * hidden, values[k]);
-    store<W>(dc + cell.at, dc_now);
-    if (lengths) store<W>(dh + cell.at, Reals<W>{});
+    for (int k = 0; k < 4; ++k) write<W>(dgates + at + k * hidden, values[k]);
+    write<W>(dc + cell.at, dc_now);
+    if (lengths) write<W>(dh + cell.at, Reals<W>{});
 }
 
 // gates (T, B, 4H), c (T + 1, B, H) in, as forward left them; dy (T, B, H) or null; dh (B, H) in: gradient of h' from

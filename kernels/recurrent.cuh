@@ -7,21 +7,21 @@
 // W neighbours, as they are computed with.
 template <int W> using Reals = vector_of<real_t, W>;
 
-template <int W> __device__ Reals<W> load(const storage_t* p) {
-    const auto stored = *reinterpret_cast<const vector_of<storage_t, W>*>(p);
+template <int W> __device__ Reals<W> read(const storage_t* p) {
+    const auto stored = load<vector_of<storage_t, W>>(p);
     Reals<W> result;
 #pragma unroll
     for (int k = 0; k < W; ++k) result.at[k] = real_t(stored.at[k]);
     return result;
 }
-template <int W> __device__ Reals<W> load_or_zero(const storage_t* p, index_t at) {
-    return p ? load<W>(p + at) : Reals<W>{};
+template <int W> __device__ Reals<W> read_or_zero(const storage_t* p, index_t at) {
+    return p ? read<W>(p + at) : Reals<W>{};
 }
-template <int W> __device__ void store(storage_t* p, const Reals<W>& values) {
+template <int W> __device__ void write(storage_t* p, const Reals<W>& values) {
     vector_of<storage_t, W> stored;
 #pragma unroll
     for (int k = 0; k < W; ++k) stored.at[k] = storage_t(values.at[k]);
-    *reinterpret_cast<vector_of<storage_t, W>*>(p) = stored;
+    store(p, stored);
 }
 
 // One step of W hidden units of one sequence.

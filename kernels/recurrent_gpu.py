@@ -19,9 +19,7 @@ STEP_BLOCK = 128  # threads: a step has few cells, which are to reach all multip
 _ZERO_PADDING = cuda.Kernel(
     "recurrent", "fg_zero_padding", "x: T*, lengths: i64*, out: T*, steps: i64, batch: i64, inputs: i64"
 )
-_PARTIAL_SUMS = cuda.Kernel(
-    "column_sums", "fg_partial_column_sums", "x: T*, partial: A*, rows: i64, columns: i64, vectors: i32"
-)
+_SUM_ROWS = cuda.Kernel("recurrent", "fg_sum_rows", "x: T*, partial: A*, rows: i64, columns: i64, vectors: i32")
 
 
 def zeroed_padding(x: Array, lengths: Array | None) -> Array:
@@ -68,7 +66,7 @@ def sum_rows(matrix: Array) -> Array:
     out = device.xp.empty((columns,), matrix.dtype)
     tile = column_tile(device, rows, columns, matrix.dtype, (matrix,))
     partial = device.xp.empty((tile.row_blocks, columns), matrix.dtype)
-    _PARTIAL_SUMS(
+    _SUM_ROWS(
         device, matrix.dtype, tile.grid, tile.block, matrix, partial, rows, columns, tile.width > 1,
         shared=tile.block[0] * tile.block[1] * tile.width * matrix.itemsize,
     )  # fmt: skip
