@@ -44,3 +44,18 @@ template <int W> struct Cell {
         valid = any && (!lengths || t < lengths[b]);
     }
 };
+
+// At a step past its length a sequence keeps its state and gives 0.
+template <int W> __device__ void keep_state(const Cell<W>& cell, storage_t* h, storage_t* y, index_t hidden) {
+    write<W>(h + cell.now, read<W>(h + cell.before));
+    write<W>(y + cell.row * hidden + cell.unit, Reals<W>{});
+}
+
+template <int W>
+__device__ Reals<W> sum_of(const storage_t* sums, const storage_t* bias_ih, const storage_t* bias_hh, index_t at) {
+    Reals<W> sum = read<W>(sums);
+    const Reals<W> one = read_or_zero<W>(bias_ih, at), two = read_or_zero<W>(bias_hh, at);
+#pragma unroll
+    for (int w = 0; w < W; ++w) sum.at[w] += one.at[w] + two.at[w];
+    return sum;
+}
