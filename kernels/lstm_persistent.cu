@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_lstm_persistent_forw
 // in/out: gradients of the state after the last step, then of that before the first; dgates (T, B, 4H) out; partial (2,
 // groups, members, most, H): room for partial sums, of two steps since a block may be one ahead; lengths (B,) or null;
 // counters (groups, COUNTER_STRIDE) of 0; most: the most sequences of a group. blockDim.x VECTOR is at least H, the
-// rest as in forward. Shared memory: most (6 UNITS + ROWS + 2 UNITS) + max(most UNITS, blockDim.x SUM_WIDTH) numbers.
+// rest as in forward. Shared memory: most (ROWS + 8 UNITS) + max(most UNITS, blockDim.x SUM_WIDTH) numbers.
 extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_lstm_persistent_backward(
     const storage_t* weight_hh, const storage_t* gates, const storage_t* c, const storage_t* dy, storage_t* dh,
     storage_t* dc, storage_t* dgates, real_t* partial, const index_t* lengths, unsigned* counters, index_t steps,

@@ -96,15 +96,14 @@ template <int GATES> struct Rows {
 
     __device__ int at(int d) const { return (d * parts + part) * VECTOR; }
 
-    __device__ void fetch(Numbers (&numbers)[TOGETHER][DEPTH], const real_t* h, int b, int count, int hidden) const {
+    // Part d of h for the sequences from b on.
+    __device__ void fetch(Numbers (&numbers)[TOGETHER], const real_t* h, int d, int b, int count, int hidden) const {
 #pragma unroll
-        for (int s = 0; s < TOGETHER; ++s)
-#pragma unroll
-            for (int d = 0; d < DEPTH; ++d) {
-                numbers[s][d] = Numbers{};
-                if (b + s < count && at(d) < hidden)
-                    numbers[s][d] = read_shared_by_blocks(h + index_t(b + s) * hidden + at(d));
-            }
+        for (int s = 0; s < TOGETHER; ++s) {
+            numbers[s] = Numbers{};
+            if (b + s < count && at(d) < hidden)
+                numbers[s] = read_shared_by_blocks(h + index_t(b + s) * hidden + at(d));
+        }
     }
 
     // Add what the lanes of two halves have, each keeping half of the sums.
@@ -122,24 +121,23 @@ template <int GATES> struct Rows {
         const int lane = threadIdx.x % DEPTH_LANES;
         const int kept = SUMS / 2 * (lane >> 2 & 1) + SUMS / 4 * (lane >> 1 & 1) + SUMS / 8 * (lane & 1);
         sums += threadIdx.x / WARP * count * ROWS;
-        Numbers now[TOGETHER][DEPTH], next[TOGETHER][DEPTH];
-        fetch(next, h, 0, count, hidden);
+        Numbers numbers[DEPTH][TOGETHER];
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) fetch(numbers[d], h, d, 0, count, hidden);
         for (int b = 0; b < count; b += TOGETHER) {
-#pragma unroll
-            for (int s = 0; s < TOGETHER; ++s)
-#pragma unroll
-                for (int d = 0; d < DEPTH; ++d) now[s][d] = next[s][d];
-            if (b + TOGETHER < count) fetch(next, h, b + TOGETHER, count, hidden);
             real_t own[SUMS] = {};
 #pragma unroll
-            for (int d = 0; d < DEPTH; ++d)
+            for (int d = 0; d < DEPTH; ++d) {
 #pragma unroll
                 for (int e = 0; e < VECTOR; ++e)
 #pragma unroll
                     for (int s = 0; s < TOGETHER; ++s)
 #pragma unroll
                         for (int r = 0; r < R; ++r)
-                            own[s * R + r] = fma_(weight[d][e][r], now[s][d].at[e], own[s * R + r]);
+                            own[s * R + r] = fma_(weight[d][e][r], numbers[d][s].at[e], own[s * R + r]);
+                // The next sequences' part is on the way while the other parts are multiplied.
+                fetch(numbers[d], h, d, b + TOGETHER, count, hidden);
+            }
             halve<SUMS, 4>(own);
             halve<SUMS / 2, 2>(own);
             halve<SUMS / 4, 1>(own);

@@ -1,17 +1,18 @@
 """What the LSTM and GRU launchers share, and the choice between their two ways through the steps.
 
 "stepwise": a product and a kernel for each step. Every launch may be captured into a graph, which takes the launches'
-time off the host. "persistent": one cooperative kernel for all steps, which keeps W_hh in registers, see persistent.cuh:
-float32, H a multiple of 4 and small enough.
+time off the host. "persistent": one cooperative kernel for all steps, which keeps W_hh in registers, see
+persistent.cuh: float32, H a multiple of 4 and small enough, a GRU with reset_after.
 
 What bounds a step of the persistent LSTM on an H200 (132 multiprocessors, 128 FMA a clock each at 1.98 GHz; 5.5 TB/s
-taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block, G groups that share out the batch; GRU: 3/4 of it:
+taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block, G groups that share out the batch; a GRU has 3/4
+of the flops:
 
     forward    8 B H^2 flops;  reads B H numbers in each block of a group: 4 B H (H / U) bytes from the level-2 cache
     backward   8 B H^2 flops;  writes and reads B H partial sums a block: twice those bytes
-    both       a barrier of H / U blocks, 1 to 2 us, and about 1 us of latency before the first and after the last product
+    both       a barrier of H / U blocks, 1 to 2 us, and about 1 us of latency around the products
 
-    ==== ======= === ==== ============ ============== ===============  all in us, by calculation, not measured
+    ==== ======= === ==== ============ ============== ===============
     H    blocks  G   B    FMA, fwd     level 2, fwd   level 2, bwd
     ==== ======= === ==== ============ ============== ===============
     64   8 x 16  16  16   0.01         0.006          0.01
@@ -24,11 +25,11 @@ taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block, G groups 
     1024 128 x 1 1   64   8.3          6.1            12.2
     ==== ======= === ==== ============ ============== ===============
 
-So up to a few sequences a group the barrier is the bound, beyond that the FMAs, and backward the traffic of the partial
-sums. A thread meets R rows by DEPTH vectors of 4 in registers, 128 numbers at H = 1024: forward, for each sequence, 128
-FMAs a thread (32 clocks of a multiprocessor for a warp) stand against 4 loads of 16 bytes (each warp loads 128 bytes at
-a time, 4 clocks) and 7 shuffles (7 clocks); backward 128 FMAs against 8 broadcast loads of 16 bytes from shared memory (8
-clocks) and one store. Compiled for sm_90: 254 registers forward at H = 1024, 222 backward, nothing spilled.
+All of it microseconds by calculation; nothing here was measured. Up to a few sequences a group the barrier is the
+bound, beyond that the FMAs, and backward the traffic of the partial sums. A thread meets R rows by DEPTH vectors of 4
+in registers, 128 numbers at H = 1024: forward, for each sequence, 128 FMAs a thread (32 clocks of a multiprocessor for
+a warp) stand against 4 loads of 16 bytes (a warp loads 128 bytes at a time, 4 clocks) and 7 shuffles (7 clocks);
+backward 128 FMAs against 8 broadcast loads of 16 bytes from shared memory (8 clocks) and one store.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class Plan(NamedTuple):
         return self.members * self.groups
 
     @property
-    def variant(self) -> dict[str, int]:
+    def variant(self) -> dict[str, Any]:
         """What the kernels are compiled for."""
         return {"units": self.units, "depth": self.depth}
 
@@ -226,12 +227,14 @@ def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) 
     limit = cuda.threads(device, LARGEST_BLOCK)
     parts = limit // ROW_LANES * vector  # numbers of h that the threads take at a time
     depth = -(-hidden // parts)
-    if rows % ROW_LANES or members > device.multiprocessors or depth > DEPTHS or hidden > limit * vector:
+    if rows % ROW_LANES or members > device.multiprocessors or hidden > limit * vector:
+        return None
+    if depth > (DEPTHS if units > 4 else DEPTHS - 1):  # with 3 rows a lane, more than 255 registers
         return None
     groups = min(batch, device.multiprocessors // members)
     most = -(-batch // groups)
     forward = cuda.WARP * -(-hidden // (depth * vector * cuda.WARP // ROW_LANES))
-    fixed = most * (rows + units) + rows
+    fixed = most * (rows + units) + 2 * rows
     each = forward // cuda.WARP * rows
     at_a_time = min(most, PASS, (device.shared_memory // item - fixed) // each)
     shared_backward = item * (most * (rows + 8 * units) + max(most * units, limit * vector))
