@@ -101,8 +101,10 @@ def states(record: dict[str, Any] | None, keys: dict[str, str]) -> dict[str, str
     found = {}
     for stem, key in keys.items():
         entry = record["kernels"].get(stem) if record else None
-        ran = entry is not None and entry["cases"] > 0
-        found[stem] = "never run" if not ran else "current" if entry["source"] == key else "stale"
+        if entry is None or entry["cases"] == 0:
+            found[stem] = "never run"
+        else:
+            found[stem] = "current" if entry["source"] == key else "stale"
     return found
 
 
