@@ -105,8 +105,10 @@ def test_the_same_bits_for_any_number_of_threads(thread_counts, dtype, shape, we
 
 
 @pytest.mark.parametrize("skips", [(0, 0, 0), (1, 1, 1), (0, 0, 3)], ids=str)
-@pytest.mark.parametrize(("shape", "weight_shape"), [*CASES[:-1], ((131, 67), (67,)), ((70, 68), (68,)), ((4099,), (1,)),
-    ((2, 5, 1031), (5,)), ((2, 5, 1032), (5,)), ((3, 33, 7, 7), (33,)), ((2, 3, 4), (3,)), ((9, 5, 2), (5,))])  # fmt: skip
+@pytest.mark.parametrize(("shape", "weight_shape"), [
+    *CASES[:-1], ((131, 67), (67,)), ((70, 68), (68,)), ((4099,), (1,)), ((2, 5, 1031), (5,)), ((2, 5, 1032), (5,)),
+    ((3, 33, 7, 7), (33,)), ((2, 3, 4), (3,)), ((9, 5, 2), (5,)),
+])  # fmt: skip
 def test_a_device_has_the_bits_of_the_cpu(on_device, dtype, shape, weight_shape, skips):
     """Pieces of rows and rows in pieces, whole and not, and arrays that begin on 16 bytes or do not."""
     dy, x, weight = draw(shape, weight_shape, dtype)
