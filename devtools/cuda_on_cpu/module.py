@@ -213,8 +213,8 @@ def _shape(name: str, given: Sequence[int] | int, most: Sequence[int]) -> tuple[
 
 def _value(argument: Any) -> np.ndarray:
     """Return a scalar or struct as CuPy passes it: Python's numbers have 64 bits."""
-    if isinstance(argument, (bool, int, float)):
-        kind = {bool: np.bool_, int: np.int64, float: np.float64}[type(argument)]
+    kind = {bool: np.bool_, int: np.int64, float: np.float64}.get(type(argument))
+    if kind is not None:
         return np.array(argument, kind)
     value = np.array(argument)
     if value.dtype.kind not in "fiubV":
@@ -305,8 +305,8 @@ class CpuFunction:
             limit = min(limit, SHARED_BYTES - static)
         if not 0 <= shared_mem <= limit <= MAX_SHARED_BYTES - static:
             raise LaunchError(
-                f"{self.name}: {shared_mem} bytes of dynamic shared memory besides {static} of static; it may have {limit} "
-                f"of the {MAX_SHARED_BYTES} that a block can have at most (see max_dynamic_shared_size_bytes)"
+                f"{self.name}: {shared_mem} bytes of dynamic shared memory besides {static} of static; it may have "
+                f"{limit} of the {MAX_SHARED_BYTES} that a block can have at most (see max_dynamic_shared_size_bytes)"
             )
         if cooperative and resident is not None and blocks > resident:
             raise LaunchError(f"{self.name}: a cooperative launch of {blocks} blocks, where {resident} fit the device")
