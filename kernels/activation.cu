@@ -8,6 +8,7 @@
 #include "columns.cuh"
 
 constexpr int UNROLL = 4;  // vectors a thread has on the way at a time
+constexpr int ROWS_AHEAD = 2;  // rows, where it goes down the columns
 
 __device__ inline real_t f(real_t x, real_t p0, real_t p1) { return kind::FG_KIND(x, p0, p1); }
 __device__ inline real_t derivative(real_t x, real_t p0, real_t p1) {
@@ -20,16 +21,15 @@ using Vector = vector<storage_t>;
 extern "C" __global__ void fg_activation(const storage_t* x, storage_t* y, index_t n, real_t p0, real_t p1) {
     const index_t span = index_t(blockDim.x) * UNROLL * VECTOR, first = blockIdx.x * span;
     if (first + span <= n && aligned16(x, y)) {
-        const Vector* from = reinterpret_cast<const Vector*>(x + first) + threadIdx.x;
-        Vector* to = reinterpret_cast<Vector*>(y + first) + threadIdx.x;
+        const index_t at = first + threadIdx.x * VECTOR, step = index_t(blockDim.x) * VECTOR;
         Vector values[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; ++u) values[u] = from[u * blockDim.x];
+        for (int u = 0; u < UNROLL; ++u) values[u] = load<Vector>(x + at + u * step);
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
             for (int k = 0; k < VECTOR; ++k) values[u].at[k] = storage_t(f(real_t(values[u].at[k]), p0, p1));
-            to[u * blockDim.x] = values[u];
+            store(y + at + u * step, values[u]);
         }
         return;
     }
@@ -42,21 +42,19 @@ extern "C" __global__ void fg_activation_backward(const storage_t* dy, const sto
                                                   real_t p0, real_t p1) {
     const index_t span = index_t(blockDim.x) * UNROLL * VECTOR, first = blockIdx.x * span;
     if (first + span <= n && aligned16(dy, x, dx)) {
-        const Vector* gradients = reinterpret_cast<const Vector*>(dy + first) + threadIdx.x;
-        const Vector* inputs = reinterpret_cast<const Vector*>(x + first) + threadIdx.x;
-        Vector* to = reinterpret_cast<Vector*>(dx + first) + threadIdx.x;
+        const index_t at = first + threadIdx.x * VECTOR, step = index_t(blockDim.x) * VECTOR;
         Vector gradient[UNROLL], input[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
-            gradient[u] = gradients[u * blockDim.x];
-            input[u] = inputs[u * blockDim.x];
+            gradient[u] = load<Vector>(dy + at + u * step);
+            input[u] = load<Vector>(x + at + u * step);
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
             for (int k = 0; k < VECTOR; ++k)
                 gradient[u].at[k] = storage_t(real_t(gradient[u].at[k]) * derivative(real_t(input[u].at[k]), p0, p1));
-            to[u * blockDim.x] = gradient[u];
+            store(dx + at + u * step, gradient[u]);
         }
         return;
     }
@@ -74,20 +72,28 @@ __device__ void backward_tile(const storage_t* dy, const storage_t* x, storage_t
     const index_t column = place.column, first = place.first_row;
     real_t own[W] = {};
     if (column < columns) {
-#pragma unroll 4
-        for (int step = 0; step < ROWS_EACH; ++step) {
-            const index_t row = first + index_t(step) * blockDim.y;
-            if (row >= rows) break;
-            const index_t at = row * columns + column;
-            Part gradient = *reinterpret_cast<const Part*>(dy + at);
-            const Part input = *reinterpret_cast<const Part*>(x + at);
+        for (int step = 0; step < ROWS_EACH; step += ROWS_AHEAD) {
+            Part gradient[ROWS_AHEAD], input[ROWS_AHEAD];
 #pragma unroll
-            for (int k = 0; k < W; ++k) {
-                const real_t value = real_t(gradient.at[k]) * derivative(real_t(input.at[k]), p0, p1);
-                gradient.at[k] = storage_t(value);
-                own[k] += value;
+            for (int u = 0; u < ROWS_AHEAD; ++u) {
+                const index_t row = first + index_t(step + u) * blockDim.y, at = row * columns + column;
+                if (row < rows) {
+                    gradient[u] = load<Part>(dy + at);
+                    input[u] = load<Part>(x + at);
+                }
             }
-            *reinterpret_cast<Part*>(dx + at) = gradient;
+#pragma unroll
+            for (int u = 0; u < ROWS_AHEAD; ++u) {
+                const index_t row = first + index_t(step + u) * blockDim.y, at = row * columns + column;
+                if (row >= rows) break;
+#pragma unroll
+                for (int k = 0; k < W; ++k) {
+                    const real_t value = real_t(gradient[u].at[k]) * derivative(real_t(input[u].at[k]), p0, p1);
+                    gradient[u].at[k] = storage_t(value);
+                    own[k] += value;
+                }
+                store(dx + at, gradient[u]);
+            }
         }
     }
     write_partial_sums<W>(own, sums, partial + place.row_block * columns, column, columns);

@@ -16,6 +16,28 @@ template <class T, int N> struct alignas(N * sizeof(T)) vector_of { T at[N]; };
 constexpr int VECTOR = 16 / sizeof(storage_t);
 template <class T> using vector = vector_of<T, 16 / sizeof(T)>;
 
+// Read one, and write one to global memory, at an address that suits it. By way of uint4, and of an instruction for the
+// store: the compiler was seen to take a struct apart and store it number by number.
+template <class V> __device__ V load(const void* from) {
+    if constexpr (sizeof(V) == 16) {
+        const uint4 raw = *static_cast<const uint4*>(from);
+        V value;
+        memcpy(&value, &raw, sizeof(V));
+        return value;
+    } else {
+        return *static_cast<const V*>(from);
+    }
+}
+template <class V> __device__ void store(void* to, const V& value) {
+    if constexpr (sizeof(V) == 16) {
+        uint4 raw;
+        memcpy(&raw, &value, sizeof(V));
+        __stcg(static_cast<uint4*>(to), raw);
+    } else {
+        *static_cast<V*>(to) = value;
+    }
+}
+
 __device__ inline bool aligned16(const void* p) { return (reinterpret_cast<unsigned long long>(p) & 15) == 0; }
 template <class... P> __device__ bool aligned16(const void* p, const P*... others) {
     return aligned16(p) && aligned16(others...);

@@ -33,6 +33,7 @@ OPTIONS = ("--std=c++17", "-fmad=false")
 BLOCK = 256  # threads a block where a kernel has no reason for another number
 WARP = 32
 LARGEST_BLOCK = 1024
+SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block may have without its kernel being told
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 
 # The types of the arithmetic and of the arrays of a kernel, by the dtype of its arrays.
@@ -63,8 +64,9 @@ class Device(Protocol):
     block_limit: int  # threads a block at most; tests make it small
 
     def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
-        """Return the kernel `name` of a source text, compiled once; it may ask for `shared` bytes a block.
+        """Return the kernel `name` of a source text, compiled once.
 
+        shared : bytes of shared memory that its launches ask for, where these are more than SHARED_UNASKED, else 0
         It is called as f(grid, block, arguments, shared, touches, cooperative).
         """
         ...
@@ -99,23 +101,14 @@ class _CuPyDevice:
             if module is None:
                 module = self._modules[text] = self.xp.RawModule(code=text, options=OPTIONS)
             kernel = module.get_function(name)
-            if shared > 48 << 10:
+            if shared:
                 kernel.max_dynamic_shared_size_bytes = shared
-        plain = kernel.kernel  # the Function below skips a look-up of the device in each call
+        compiled = kernel.kernel  # a RawKernel looks up its device anew in each call
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
-            if cooperative:
-                kernel_cooperative = self._cooperative(text, name)
-                kernel_cooperative(grid, block, args, shared_mem=shared)
-            else:
-                plain(grid, block, args, shared_mem=shared)
+            compiled(grid, block, args, shared_mem=shared, enable_cooperative_groups=cooperative)
 
         return launch
-
-    @functools.cache  # noqa: B019 - a device lives as long as the process
-    def _cooperative(self, text: str, name: str) -> Any:
-        module = self.xp.RawModule(code=text, options=OPTIONS, enable_cooperative_groups=True)
-        return module.get_function(name)
 
 
 @functools.cache
@@ -253,11 +246,11 @@ class Kernel:
             self._packed(device, dtype, parameter, value)
             for parameter, value in zip(self.parameters, args, strict=True)
         )
-        key = (device, dtype, tuple(variant.values()))
+        large = shared if shared > SHARED_UNASKED else 0
+        key = (device, dtype, large, *variant.values())
         function = self._functions.get(key)
         if function is None:
-            text = self.text(dtype.name, **variant)
-            function = self._functions[key] = device.function(text, self.name, device.shared_memory if shared else 0)
+            function = self._functions[key] = device.function(self.text(dtype.name, **variant), self.name, large)
         with device.here():
             function(grid, block, packed, shared, touches, cooperative)
 

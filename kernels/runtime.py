@@ -213,11 +213,21 @@ def cache_folder() -> Path | None:
     return cache_state().written
 
 
+def folder_beside(name: str) -> Path | None:
+    """Return a folder for other things to keep, private to this user, or None where none can be written."""
+    for root in _roots():
+        folder = root / name
+        if _unusable(root, folder) is None and _writable(folder):
+            return folder
+    return None
+
+
 def _prune(root: Path, current: Path) -> None:
     """Delete all but the newest generations."""
     try:
         os.utime(current)
-        generations = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
+        folders = [p for p in root.iterdir() if p.is_dir() and len(p.name) == len(current.name)]
+        generations = sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)
         for old in generations[GENERATIONS_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError:

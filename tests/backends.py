@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,9 @@ def missing(name: str) -> str | None:
     if name == "emulated":
         if importlib.util.find_spec("devtools") is None:
             return "devtools/ is not importable; run the tests of a checkout from its root"
-        return None if shutil.which("g++") else "g++ is not installed"
+        from devtools.cuda_on_cpu import why_unavailable
+
+        return why_unavailable()
     if name == "gpu":
         from fastgrad._gpu import gpu_status
 

@@ -239,6 +239,7 @@ class EmulatedDevice:
             names = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)', text)
             module = self._modules[text] = CpuModule(text, names, mode=self.mode)
         kernel = module.get_function(name)
+        kernel.max_dynamic_shared_size_bytes = max(kernel.max_dynamic_shared_size_bytes, shared)
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
             hosts = tuple(a._host if isinstance(a, ndarray) else a for a in args)
