@@ -213,8 +213,8 @@ def _shape(name: str, given: Sequence[int] | int, most: Sequence[int]) -> tuple[
 
 def _value(argument: Any) -> np.ndarray:
     """Return a scalar or struct as CuPy passes it: Python's numbers have 64 bits."""
-    if isinstance(argument, (bool, int, float)):
-        kind = {bool: np.bool_, int: np.int64, float: np.float64}[type(argument)]
+    kind = {bool: np.bool_, int: np.int64, float: np.float64}.get(type(argument))
+    if kind is not None:
         return np.array(argument, kind)
     value = np.array(argument)
     if value.dtype.kind not in "fiubV":
