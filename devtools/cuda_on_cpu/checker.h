@@ -37,7 +37,7 @@ inline std::vector<uint32_t> free_lists;
 inline std::map<std::pair<const void*, unsigned>, Clock> released;  // by address, and block + 1 if in shared memory
 inline uint64_t accesses_left;                           // of the thread that runs, until it lets others run
 
-constexpr uint64_t MANY_ACCESSES = uint64_t(1) << 27;  // some seconds
+constexpr uint64_t MANY_ACCESSES = uint64_t(1) << 26;  // a second
 
 // --- order
 

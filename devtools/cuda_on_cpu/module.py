@@ -320,7 +320,7 @@ class CpuModule:
 
     code : the whole source; #line directives in it give the names of files and the lines that errors name
     kernels : names of its __global__ functions
-    mode : "check", or "plain": about 4 times as fast, and blind to all but wrong results
+    mode : "check", or "plain": 2 to 20 times as fast, and blind to all but deadlocks and wrong results
     options : for g++: -DNAME=VALUE
     ftz : take subnormal numbers for zeros, as CuPy's -ftz=true does with floats. The CPU can do so for floats and
         doubles only together; None: where a launch is given arrays of float32 and none of float64
