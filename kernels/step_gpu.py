@@ -73,7 +73,7 @@ class Steps:
     kernel, finish : of the optimizer
     steps (parameters,) int64 : steps that each parameter has taken
     skipped (1,) int64 : steps that were left out because the norm was not finite
-    norms : after a step, the norm of each gradient that took part, float64; scratch
+    norms, taking_part : after a step, the norm of each gradient that took part, float64, scratch; whose they are
     """
 
     def __init__(self, kernel: cuda.Kernel, finish: cuda.Kernel, like: Array, groups: Sequence[int]):
@@ -87,6 +87,7 @@ class Steps:
             self.own, self.control = xp.zeros((count, NUMBERS), np.float64), xp.zeros(2, np.float64)
             self.settings = xp.zeros(2 + GROUP * (max(groups) + 1), np.float64)
         self.norms: Array = None
+        self.taking_part: list[int] = []
         self._set: list[float] | None = None
         self._kept: list[Array] = []  # reports that a graph writes to
 
@@ -125,7 +126,7 @@ class Steps:
             device, self.dtype, table.tensors, block, *table.head, table.partial, table.totals, table.norms,
             table.arrived, self.settings, self.group, self.steps, self.own, self.control, self.skipped, report,
         )  # fmt: skip
-        self.norms = table.norms
+        self.norms, self.taking_part = table.norms, numbers
         unused = [0.0] * (len(self.kernel.parameters) - 5)
         for one in updates:
             own = table if len(updates) == 1 else table_of(one.lists, one.indices)
