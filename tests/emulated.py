@@ -264,7 +264,7 @@ class EmulatedDevice:
         kernel.max_dynamic_shared_size_bytes = max(kernel.max_dynamic_shared_size_bytes, shared)
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
-            hosts = tuple(a._host if isinstance(a, ndarray) else a for a in args)
+            hosts = tuple(a._host if isinstance(a, ndarray) else None if a is cuda.NULL else a for a in args)
             reached = [a._host for a in touches]
             kernel(
                 grid, block, hosts, shared_mem=shared, policy=self.policy, touches=reached,
