@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from fastgrad._arrays import device_module
 from fastgrad._checks import Array, finish, float_array, float_array_like, integers, output
 from fastgrad._dispatch import kernels
 
 
-def _scalar(loss: float, like: Array) -> Array:
+def _scalar(loss: Any, like: Array) -> Array:
+    module = device_module(like)
+    if module is not None:
+        return module.full((), loss, like.dtype) if type(loss) is float else loss
     # Kernels sum in double; what leaves the range of float32 is inf, without a warning.
     with np.errstate(over="ignore"):
         return np.array(loss, dtype=like.dtype)
@@ -62,7 +67,8 @@ def mse(pred: Array, target: Array, *, out: Array | None = None) -> tuple[Array,
             overlap them otherwise.
 
     Returns:
-        The loss, 0-d array of the dtype of pred, and the gradient, the shape of pred (`out` itself where given).
+        The loss, 0-d array of the dtype of pred, and the gradient, the shape of pred (`out` itself where given). On a
+        device both stay there, and nothing waits for them.
 
     Raises:
         TypeError: an argument is no array, not float32 or float64, or not of the dtype of pred.
