@@ -31,12 +31,14 @@ def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = 
 
     Args:
         logits: (..., V), V classes, float32 or float64; M is the product of the other axes.
-        targets: integers of any dtype, the shape of logits without its last axis, from 0 to V - 1.
+        targets: integers of any dtype, the shape of logits without its last axis, from 0 to V - 1. On a device nobody
+            looks at them beforehand: one out of range gives a NaN gradient of its row, and a NaN loss.
         out: array of the shape and dtype of logits that receives the gradient. It may be logits, and may not overlap it
             otherwise.
 
     Returns:
-        The loss, 0-d array of the dtype of logits, and the gradient, the shape of logits (`out` itself where given).
+        The loss, 0-d array of the dtype of logits, and the gradient, the shape of logits (`out` itself where given). On
+        a device both stay there, and nothing waits for them.
 
     Raises:
         TypeError: logits are no array, or not float32 or float64; targets are no array of integers.
