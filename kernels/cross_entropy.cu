@@ -13,8 +13,7 @@ constexpr int PAIR = 8 / int(sizeof(storage_t));  // what a thread takes at a ti
 constexpr int ITEMS = 16;                         // so often
 using Pair = vector_of<storage_t, PAIR>;
 
-constexpr int LONG_BLOCK = 4096 / int(sizeof(real_t));  // threads of a long row at most; in double they spill at 1024
-constexpr int UNROLL = 4;                               // vectors that each has on the way at a time
+constexpr int UNROLL = 4;  // vectors of a long row that a thread has on the way at a time
 
 // The larger; NaN if either is.
 __device__ inline real_t larger(real_t a, real_t b) { return b > a || is_nan(b) ? b : a; }
@@ -135,12 +134,11 @@ struct Running {
 
 // A row for the threads of a block. W elements are moved at a time; `skew` of them are missing before the row's first
 // whole place in memory. FITS: the row is kept in shared memory, as exp(z - largest) once that is known; else it is read
-// twice.
+// twice. tops, sums: shared memory of a warp's size.
 template <int W, bool FITS>
 __device__ void long_row(const storage_t* z, index_t target, storage_t* dz, double* loss, index_t M, index_t V,
-                         storage_t* kept) {
+                         storage_t* kept, real_t* tops, real_t* sums) {
     using Part = vector_of<storage_t, W>;
-    __shared__ real_t tops[WARP], sums[WARP];
     const int skew = W == 1 ? 0 : int(reinterpret_cast<unsigned long long>(z) / sizeof(storage_t) % W);
     z -= skew;
     dz -= skew;
@@ -220,21 +218,23 @@ __device__ void long_row(const storage_t* z, index_t target, storage_t* dz, doub
 
 // logits (M, V) in; targets (M,) in; dlogits (M, V) out, may be logits; losses (M,) out. Block m has row m. V is at
 // least the size of a vector. Dynamic shared memory for V and one vector more elements where `fits`, else none.
-// vectors: both arrays begin equally many bytes past a multiple of 16.
-extern "C" __global__ void __launch_bounds__(LONG_BLOCK) fg_cross_entropy_long_rows(
-    const storage_t* logits, const long long* targets, storage_t* dlogits, double* losses, index_t M, index_t V,
-    int vectors, int fits) {
+// vectors: both arrays begin equally many bytes past a multiple of 16. At most 1024 threads in float32, 512 in float64,
+// which takes more than 64 registers.
+extern "C" __global__ void fg_cross_entropy_long_rows(const storage_t* logits, const long long* targets,
+                                                      storage_t* dlogits, double* losses, index_t M, index_t V,
+                                                      int vectors, int fits) {
     extern __shared__ uint4 memory[];
+    __shared__ real_t tops[WARP], sums[WARP];
     storage_t* kept = reinterpret_cast<storage_t*>(memory);
     const index_t row = blockIdx.x, target = targets[row];
     const storage_t* z = logits + row * V;
     storage_t* dz = dlogits + row * V;
     if (vectors && fits)
-        long_row<VECTOR, true>(z, target, dz, losses + row, M, V, kept);
+        long_row<VECTOR, true>(z, target, dz, losses + row, M, V, kept, tops, sums);
     else if (vectors)
-        long_row<VECTOR, false>(z, target, dz, losses + row, M, V, kept);
+        long_row<VECTOR, false>(z, target, dz, losses + row, M, V, kept, tops, sums);
     else if (fits)
-        long_row<1, true>(z, target, dz, losses + row, M, V, kept);
+        long_row<1, true>(z, target, dz, losses + row, M, V, kept, tops, sums);
     else
-        long_row<1, false>(z, target, dz, losses + row, M, V, kept);
+        long_row<1, false>(z, target, dz, losses + row, M, V, kept, tops, sums);
 }

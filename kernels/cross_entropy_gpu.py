@@ -10,10 +10,9 @@ from . import cuda, loss_gpu
 
 Array = Any
 
-# As in cross_entropy.cu.
-ITEMS = 16
-PAIR_BYTES, LONG_BLOCK_BYTES = 8, 4096
-STATIC_SHARED = 2048  # bytes of a block's shared memory that are not for the row: at most 1 KB of ours, 1 of the system
+ITEMS, PAIR_BYTES = 16, 8  # as in cross_entropy.cu
+LONG_BLOCK_BYTES = 4096  # 1024 threads in float32; in float64 each takes more than 64 registers, and 512 fit
+STATIC_SHARED = 512  # bytes of a block's shared memory that are not for the row
 
 _ROWS = cuda.Kernel(
     "cross_entropy", "fg_cross_entropy_rows",
