@@ -36,6 +36,11 @@ def is_array(value: Any) -> bool:
     return type(value) is np.ndarray or device_module(value) is not None
 
 
+def is_device_array(value: Any) -> bool:
+    """Say whether this is an array on a device."""
+    return device_module(value) is not None
+
+
 def array_module(array: Array) -> Any:
     """Return numpy or cupy, whichever the array belongs to."""
     return device_module(array) or np
@@ -62,6 +67,11 @@ def writeable(array: Array) -> bool:
 def contiguous_copy(array: Array) -> Array:
     """Return a new C-contiguous array of the same numbers."""
     return array_module(array).array(array, order="C")
+
+
+def to_host(array: Array) -> np.ndarray:
+    """Return the NumPy array itself, or a copy of a device array, which waits for the device."""
+    return array if type(array) is np.ndarray else array.get()
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:

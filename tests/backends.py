@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import fastgrad
+from fastgrad import _gpu
 
 DEVICES = ("emulated", "gpu")
 NAMES = ("reference", "cpu", *DEVICES)
@@ -62,6 +63,65 @@ def module(name: str) -> Any:
 
     emulated.register()
     return emulated.Module
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let layers and the trainer find this device where they look for a GPU."""
+    if name == "emulated":
+        status = _gpu.GPUStatus(module(name))
+        monkeypatch.setattr(_gpu, "gpu_status", lambda: status)
+
+
+class LayerOnDevice:
+    """A layer on a device, given and giving NumPy arrays: what the cases of the CPU ask of a layer."""
+
+    def __init__(self, layer: Any, name: str) -> None:
+        self._layer, self._xp = layer.to("gpu"), module(name)
+
+    def _through(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = getattr(self._layer, method)(
+                *[self._there(a) for a in args], **{k: self._there(v) for k, v in kwargs.items()}
+            )
+        except NotImplementedError as error:  # until every operation has its CUDA kernels
+            pytest.skip(str(error))
+        return self._here(result)
+
+    def _there(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._there, value))
+        return self._xp.asarray(value) if isinstance(value, np.ndarray) else value
+
+    def _here(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._here, value))
+        assert not isinstance(value, np.ndarray), "a layer on a device returned a NumPy array"
+        return value.get() if type(value) is self._xp.ndarray else value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._through("forward", *args, **kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._through("backward", *args, **kwargs)
+
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        return [
+            (name, fastgrad.layers.Parameter(self._here(p.data), self._here(p.grad), p.name))
+            for name, p in self._layer.named_parameters()
+        ]
+
+    def parameters(self) -> list[Any]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: self._here(array) for name, array in self._layer.state_dict().items()}
+
+    dstate0 = property(lambda self: self._here(self._layer.dstate0))
+
+
+def placed(layer: Any, name: str) -> Any:
+    """Return the layer; on a device, what stands for it there."""
+    return LayerOnDevice(layer, name) if name in DEVICES else layer
 
 
 class _Transfer:

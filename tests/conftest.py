@@ -26,6 +26,7 @@ def pytest_generate_tests(metafunc):
 def backend(request, monkeypatch):
     """Run the test on the kernels of this name; on a device, with the public functions called on device arrays."""
     if request.param in backends.DEVICES:
+        backends.stand_in(monkeypatch, request.param)
         backends.divert(monkeypatch, request.param, request.module)
         yield request.param
         return
@@ -44,6 +45,13 @@ def cpu_backend(request):
 def on_device(request):
     """Return what makes a public function run on device arrays, to set beside a result of the CPU."""
     return functools.partial(backends.on_device, request.param)
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch):
+    """Return the array module of the emulated device, which is taken for the GPU, also where there is a real one."""
+    backends.stand_in(monkeypatch, "emulated")
+    return backends.module("emulated")
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

@@ -139,9 +139,27 @@ ndarray.__neg__ = lambda self: ndarray(np.asarray(-self._host))  # type: ignore[
 ndarray.fill = lambda self, value: self._host.fill(value)  # type: ignore[attr-defined]
 
 
+class _Stream:
+    ptr = 0
+    capturing = False
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+
+STREAM = _Stream()
+
+
+class _Cuda:
+    @staticmethod
+    def get_current_stream() -> _Stream:
+        return STREAM
+
+
 class Module:
     """The functions of cupy that the library calls, on arrays of this type."""
 
+    cuda = _Cuda
     ndarray = ndarray
     float32, float64, int32, int64, uint32, uint64, uint8 = (
         np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64, np.uint8,
@@ -207,6 +225,10 @@ class Module:
         return ndarray(np.stack([a._host for a in arrays], axis=axis))
 
     @staticmethod
+    def isfinite(array: ndarray) -> ndarray:
+        return ndarray(np.asarray(np.isfinite(array._host)))
+
+    @staticmethod
     def split(array: ndarray, sections: int, axis: int = 0) -> list[ndarray]:
         return [ndarray(part) for part in np.split(array._host, sections, axis=axis)]
 
@@ -230,6 +252,12 @@ class EmulatedDevice:
 
     def here(self) -> Any:
         return contextlib.nullcontext()
+
+    def matmul(
+        self, a: ndarray, b: ndarray, out: ndarray, transpose_a: bool, transpose_b: bool, accumulate: bool
+    ) -> None:
+        product = (a._host.T if transpose_a else a._host) @ (b._host.T if transpose_b else b._host)
+        out._host[...] = out._host + product if accumulate else product
 
     def function(self, text: str, name: str, shared: int) -> Any:
         from devtools.cuda_on_cpu import CpuModule
