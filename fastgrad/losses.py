@@ -48,7 +48,8 @@ def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = 
     if z.ndim == 0 or z.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with at least one class, got {z.shape}")
     V = z.shape[-1]
-    classes = integers("targets", targets, z.shape[:-1], 0, V, "the number of classes is the last axis of logits")
+    meaning = "the number of classes is the last axis of logits"
+    classes = integers("targets", targets, z.shape[:-1], 0, V, meaning, "logits", z)
     gradient = output("out", out, "logits", logits, aliases=(("logits", logits),), apart=(("targets", targets),))
     M = classes.size
     loss = math.nan
