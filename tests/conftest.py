@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import backends
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", names, indirect=True)
     if "cpu_backend" in metafunc.fixturenames:
         metafunc.parametrize("cpu_backend", [n for n in names if n not in backends.DEVICES], indirect=True)
+    if "on_device" in metafunc.fixturenames:
+        metafunc.parametrize("on_device", [n for n in names if n in backends.DEVICES], indirect=True)
 
 
 @pytest.fixture
@@ -35,6 +39,12 @@ def cpu_backend(request):
     """Run the test on the kernels of this name: a test of what device arrays don't have, such as read-only ones."""
     with fastgrad.backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def on_device(request):
+    """Return what makes a public function run on device arrays, to set beside a result of the CPU."""
+    return functools.partial(backends.on_device, request.param)
 
 
 @pytest.fixture

@@ -247,18 +247,28 @@ inline void check(const void* address, unsigned size, bool write, bool atomic, P
     }
 }
 
+inline Clock& location(const void* p) { return released[{p, is_shared(p) ? here->id + 1 : 0}]; }
+
+inline void check_poll(const void* p, unsigned size, Site site) {
+    self->known = join(self->known, location(p));
+    self->observed = self->time = ++now;
+    check(p, size, false, true, {nullptr, site});
+}
+
 inline void check_atomic(const void* p, unsigned size, Access access, Order order, Site site) {
     self->time = ++now;
-    check(p, size, access != Access::LOAD, true, {nullptr, site});
-    Clock& location = released[{p, is_shared(p) ? here->id + 1 : 0}];
-    const bool acquires = order == Order::ACQUIRE || order == Order::ACQUIRE_RELEASE;
+    check(p, size, true, true, {nullptr, site});
+    Clock& known_here = location(p);
+    const bool acquires = order == Order::ACQUIRE_RELEASE;
     const bool releases = order == Order::RELEASE || order == Order::ACQUIRE_RELEASE;
-    if (access != Access::STORE) (acquires ? self->known : self->pending) = join(acquires ? self->known : self->pending, location);
-    if (access == Access::STORE) location = nullptr;
-    if (access != Access::LOAD) {
-        ++now;
-        location = join(location, releases ? visible() : self->fenced);
+    if (access == Access::STORE) {
+        known_here = nullptr;
+    } else {
+        Clock& learns = acquires ? self->known : self->pending;
+        learns = join(learns, known_here);
     }
+    ++now;
+    known_here = join(known_here, releases ? visible() : self->fenced);
     self->observed = now;
     self->time = ++now;
 }

@@ -306,7 +306,7 @@ class CpuFunction:
         if not 0 <= shared_mem <= limit <= MAX_SHARED_BYTES - static:
             raise LaunchError(
                 f"{self.name}: {shared_mem} bytes of dynamic shared memory besides {static} of static; it may have "
-                f"{limit} of the {MAX_SHARED_BYTES} that a block can have at most (see max_dynamic_shared_size_bytes)"
+                f"{limit}, and set max_dynamic_shared_size_bytes for more, up to {MAX_SHARED_BYTES} in all"
             )
         if cooperative and resident is not None and blocks > resident:
             raise LaunchError(f"{self.name}: a cooperative launch of {blocks} blocks, where {resident} fit the device")
@@ -334,6 +334,7 @@ class CpuModule:
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
         self.kernels = tuple(kernels)
+        self.mode = mode
         self._ftz = ftz
         with _lock:
             self._path = _build(code, self.kernels, mode, options)

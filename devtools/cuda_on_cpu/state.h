@@ -31,6 +31,9 @@ struct Thread {
     int argument = 0, width = 32;
     unsigned mask = 0;
     uint64_t in = 0, out = 0;
+    const unsigned* polled = nullptr;  // while it rests: the number that it waits for, and what it has found
+    unsigned loaded = 0;
+    bool just_polled = false;
     Fiber fiber{};
     char* stack = nullptr;
 
