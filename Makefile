@@ -1,5 +1,6 @@
 # make train   set up .venv and train the character LSTM on the text inside Python
 # make test    set up .venv and run the tests
+# make gpu-record   on a machine with a GPU: test, check and measure there, and write hardware/<device>.json
 # make check   lint and types       make bench   benchmarks       make wheel   build, and test the wheel from elsewhere
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ TRAIN ?= --overwrite $(ARGS)
 # What of the tests the wheel has to pass too: imports, kernels, layers, the command line.
 WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py
 
-.PHONY: train test check bench bench-setup wheel clean
+.PHONY: train test check bench bench-setup wheel gpu-record clean
 
 train: $(VENV)/.installed
 	$(BIN)/fastgrad train $(TRAIN)
@@ -39,6 +40,10 @@ wheel: $(VENV)/.installed-dev
 	"$$folder/venv/bin/python" -m pip install -q --disable-pip-version-check "$$(ls dist/*.whl)[test]"; \
 	cp -r tests "$$folder/tests"; cd "$$folder/tests"; \
 	"$$folder/venv/bin/python" -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
+
+# With the Python that is there: it brings CuPy, torch and pytest, and nothing can be fetched. Under 9 minutes.
+gpu-record:
+	$(PYTHON) -m devtools.hardware run $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -125,9 +125,7 @@ def compile(code: str, arch: str, options: Sequence[str] = (), name: str = "kern
 
 
 _ENTRY = re.compile(r"\.entry\s+(\w+)\s*\(([^)]*)\)")
-_PARAMETER = re.compile(
-    r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)*?\.align\s+\d+\s+)?\w+(\[\d+\])?"
-)
+_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s[^,]*?\.align\s+\d+\s+)?\w+(\[\d+\])?")
 
 
 def parameters(ptx: str) -> dict[str, list[str]]:
@@ -137,5 +135,5 @@ def parameters(ptx: str) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for kernel, text in _ENTRY.findall(ptx):
-        found[kernel] = [kind + size for _, kind, size in _PARAMETER.findall(text)]
+        found[kernel] = [kind + size for kind, size in _PARAMETER.findall(text)]
     return found

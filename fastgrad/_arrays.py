@@ -64,6 +64,11 @@ def contiguous_copy(array: Array) -> Array:
     return array_module(array).array(array, order="C")
 
 
+def to_host(array: Array) -> np.ndarray:
+    """Return the NumPy array itself, or a copy of a device array, which waits for the device."""
+    return array if type(array) is np.ndarray else array.get()
+
+
 def empty(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:
     """Return an uninitialised C-contiguous array of the kind of `like`, on its device."""
     module = device_module(like)

@@ -1,16 +1,22 @@
-"""Whether a GPU can be used here, and why not."""
+"""Whether a GPU can be used here, and why not; the way of arrays to it and back."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from fastgrad._arrays import Array, to_host
+
+DEVICES = ("cpu", "gpu")
 
 
 class GPUStatus(NamedTuple):
-    """cupy where a device can be used, else None and the reason in a sentence with the way out."""
+    """cupy where a device can be used, else None, the reason, and what to do about it: half a sentence each."""
 
     cupy: Any
-    reason: str | None
+    reason: str | None = None
+    advice: str = ""
 
 
 @functools.cache
@@ -19,25 +25,36 @@ def gpu_status() -> GPUStatus:
 
     `import fastgrad` never comes here: it is asked by what was told to use a GPU.
     """
+    install = 'install it for your driver with pip install "fastgrad[cuda13]" (or cuda12)'
     try:
         import cupy
-    except Exception as error:  # CuPy also dies of an OSError where its cache folder can't be made
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return GPUStatus(None, "CuPy is not installed", install)
+        return GPUStatus(None, f"CuPy can't be imported ({_described(error)})", install)
+    except OSError as error:  # of its cache folder, which it makes when it is imported
         return GPUStatus(
-            None,
-            f"CuPy can't be imported ({type(error).__name__}: {error}); install it for your driver with "
-            f'pip install "fastgrad[cuda13]" (or cuda12)',
+            None, f"CuPy can't be imported ({_described(error)})", "set CUPY_CACHE_DIR to a folder that can be written"
         )
+    except Exception as error:
+        return GPUStatus(None, f"CuPy can't be imported ({_described(error)})", install)
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return GPUStatus(
             None,
-            f"CuPy {cupy.__version__} is installed but finds no GPU ({error}); it needs an NVIDIA GPU and its driver, "
-            f"see what nvidia-smi says",
+            f"CuPy {cupy.__version__} is installed but finds no GPU ({' '.join(str(error).split())})",
+            "it needs an NVIDIA GPU and its driver, see what nvidia-smi says",
         )
     if count == 0:
-        return GPUStatus(None, "there is no CUDA device; CUDA_VISIBLE_DEVICES may hide it")
-    return GPUStatus(cupy, None)
+        return GPUStatus(None, "there is no CUDA device", "CUDA_VISIBLE_DEVICES may hide it")
+    return GPUStatus(cupy)
+
+
+def _described(error: BaseException) -> str:
+    # CuPy wraps what went wrong in a page of advice on installing it.
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
 def require_gpu(name: str) -> Any:
@@ -48,5 +65,23 @@ def require_gpu(name: str) -> Any:
     """
     status = gpu_status()
     if status.cupy is None:
-        raise RuntimeError(f"{name}: no GPU can be used: {status.reason}; or stay on the CPU")
+        raise RuntimeError(f"{name}: no GPU can be used: {status.reason}; {status.advice}, or stay on the CPU")
     return status.cupy
+
+
+def mover(device: str) -> Callable[[Array], Array]:
+    """Return the function that takes an array to a device; one that lies there already is returned itself.
+
+    Args:
+        device: "cpu" or "gpu". A GPU is the one that is current in CuPy; arrays get there C-contiguous.
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: there is no GPU; says why and what to do.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device: expected 'cpu' or 'gpu', got {device!r}")
+    if device == "cpu":
+        return to_host
+    xp = require_gpu("device")
+    return lambda array: array if type(array) is xp.ndarray else xp.array(array, order="C")

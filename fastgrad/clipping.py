@@ -8,14 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._arrays import array_module
 from fastgrad._checks import Array, TensorGroups, number, tensor_list
-from fastgrad._dispatch import list_kernels
+from fastgrad._dispatch import list_kernels, on_device
 
 # As in torch.nn.utils.clip_grad_norm_: keeps the coefficient finite for a norm of 0.
 NORM_EPS = 1e-6
 
 
+_ORDERS = {1: 1.0, 2: 2.0, math.inf: math.inf}
+
+
 def _order(value: Any) -> float:
+    known = _ORDERS.get(value) if type(value) in (int, float) else None
+    if known is not None:
+        return known
     order = number("ord", value, finite=False)
     if order not in (1.0, 2.0, math.inf):
         raise ValueError(f"ord: expected 1, 2 or inf, got {value!r}")
@@ -32,9 +39,14 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 def first_nonfinite(name: str, arrays: Sequence[Array]) -> str:
     """Name the first array with a NaN or an Inf, for an error: "grads[3] (64, 128)"."""
     for k, a in enumerate(arrays):
-        if not np.isfinite(a).all():
+        if not array_module(a).isfinite(a).all():
             return f"{name}[{k}] {a.shape}"
     return f"no single entry of {name}: their norm overflows"
+
+
+def as_scalar(norm: float | Array) -> Array:
+    """Return a 0-d array of a host number; one that lies on a device as it is."""
+    return np.array(norm) if isinstance(norm, float) else norm
 
 
 def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
@@ -42,14 +54,15 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
 
     ord 1: sum of |g|; 2: sqrt(sum of g^2); inf: max of |g|. Computed in double precision and scaled where needed, so
     that no input overflows or underflows it; summed in a fixed order, so that every run and any number of threads give
-    the same bits. NaN anywhere gives NaN, and otherwise Inf anywhere gives Inf. No arrays, or empty ones, give 0.
+    the same bits. NaN anywhere gives NaN, and otherwise Inf anywhere gives Inf. No arrays, or empty ones, give 0. On a GPU
+    subnormal float32 numbers are taken for 0.
 
     Args:
         grads: one array or a list of arrays of any shapes, float32 or float64, all of one dtype.
         ord: 1, 2 or inf.
 
     Returns:
-        0-d float64 array, for float32 gradients too.
+        0-d float64 array, for float32 gradients too, on their device; nothing waits for it.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
@@ -59,7 +72,7 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
     groups = TensorGroups(("grads", tensor_list("grads", grads), False))
     norm = list_kernels("norm", groups.lists[0]).global_norm(groups.lists[0], order)
     groups.done()
-    return np.array(norm)
+    return as_scalar(norm)
 
 
 def clip_by_global_norm(
@@ -75,10 +88,11 @@ def clip_by_global_norm(
             Each array once: they may not overlap.
         max_norm: at least 0; inf never clips.
         ord: 1, 2 or inf.
-        error_if_nonfinite: raise, with the gradients unchanged, if the norm is NaN or Inf.
+        error_if_nonfinite: raise, with the gradients unchanged, if the norm is NaN or Inf. With CuPy arrays this alone
+            waits for the device.
 
     Returns:
-        The norm before clipping, 0-d float64 array.
+        The norm before clipping, 0-d float64 array, on the device of the gradients.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
@@ -92,17 +106,24 @@ def clip_by_global_norm(
     checked = groups.lists[0]
     if not checked:
         return np.array(0.0)
-    norm = list_kernels("norm", checked).global_norm(checked, order)
+    device = on_device(checked)
+    if device:
+        norm, coefficients = list_kernels("norm", checked).clip_all(checked, order, max_norm)
+    else:
+        norm = list_kernels("norm", checked).global_norm(checked, order)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
-            f"grads: the norm of order {order:g} is {norm}, first in {first_nonfinite('grads', checked)}; "
+            f"grads: the norm of order {order:g} is {float(norm)}, first in {first_nonfinite('grads', checked)}; "
             f"set error_if_nonfinite=False to scale them nevertheless"
         )
-    coefficient = clip_coefficient(norm, max_norm)
-    if coefficient != 1.0:
-        list_kernels("clip", checked).scale(checked, np.full(len(checked), coefficient))
+    if device:
+        list_kernels("clip", checked).scale(checked, coefficients, each=False)
+    else:
+        coefficient = clip_coefficient(norm, max_norm)
+        if coefficient != 1.0:
+            list_kernels("clip", checked).scale(checked, np.array([coefficient] * len(checked)))
     groups.done()
-    return np.array(norm)
+    return as_scalar(norm)
 
 
 def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
@@ -117,7 +138,7 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
         max_norm: at least 0; inf never clips.
 
     Returns:
-        The norms before clipping, float64 (number of arrays,).
+        The norms before clipping, float64 (number of arrays,), on the device of the arrays.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
@@ -128,6 +149,11 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
     checked = groups.lists[0]
     if not checked:
         return np.zeros(0)
+    if on_device(checked):
+        norms, coefficients = list_kernels("norm", checked).clip_each(checked, max_norm)
+        list_kernels("clip", checked).scale(checked, coefficients, each=True)
+        groups.done()
+        return norms
     norms = list_kernels("norm", checked).tensor_norms(checked, 2.0)
     coefficients = np.array([clip_coefficient(norm, max_norm) for norm in norms.tolist()])
     list_kernels("clip", checked).scale(checked, coefficients)

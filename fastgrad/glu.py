@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastgrad._arrays import empty
 from fastgrad._checks import FLOATS, Array, finish, float_array, float_array_like, output
 from fastgrad._dispatch import kernels
-from fastgrad._memory import empty
 
 
 class GLUGradients(NamedTuple):
@@ -46,7 +46,7 @@ def _glu(kind: str, gate: Array, up: Array, out: Array | None) -> Array:
         return out
     g, u = _contiguous(gate, up)
     if out is None:
-        y = empty(g.shape, g.dtype)
+        y = empty(g.shape, g.dtype, g)
     else:
         y = output("out", out, "gate", g, aliases=(("gate", gate), ("up", up)))
     kernels("glu", g).glu(g, u, kind, y)
@@ -59,7 +59,7 @@ def _glu_backward(kind: str, dy: Array, gate: Array, up: Array, out: Any) -> GLU
         return GLUGradients(*out)
     g, u, d = _contiguous(gate, up, dy)
     if out is None:
-        gradients = GLUGradients(empty(g.shape, g.dtype), empty(g.shape, g.dtype))
+        gradients = GLUGradients(empty(g.shape, g.dtype, g), empty(g.shape, g.dtype, g))
         kernels("glu", g).glu_backward(d, g, u, kind, *gradients)
         return gradients
     if not isinstance(out, tuple | list) or len(out) != 2:

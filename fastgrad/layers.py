@@ -4,18 +4,24 @@ No graph is recorded: `forward` keeps what `backward` needs, and `backward(dy)` 
 the opposite order of layers. It adds to the gradients of the parameters, as in torch, and returns the gradient of the
 input. Names in `state_dict` and initial values follow torch.
 
+Layers are made on the CPU and take NumPy arrays there; after `layer.to("gpu")`, or made with `device="gpu"`, they take
+and return CuPy arrays. Initial values are drawn on the CPU for both: the same `rng` gives the same numbers.
+
 Dimension letters: T time, B batch, I input, H hidden, L layers, D directions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
 from fastgrad import init
+from fastgrad._arrays import Array, array_module, device_module, is_array, kind_name, to_host
+from fastgrad._dispatch import wrong_array
+from fastgrad._gpu import mover
 from fastgrad.activations import activation, activation_backward
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "Linear", "Parameter", "Sequential"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Rng = np.random.Generator | int | None
 
 
@@ -65,6 +70,8 @@ class Layer:
     """
 
     training: bool = True
+    # What forward kept for backward, with the shape and the type of the output.
+    _kept: tuple[Any, tuple[int, ...], type] | None = None
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         super().__setattr__(attribute, value)
@@ -107,15 +114,36 @@ class Layer:
         """Switch this layer and all below to evaluation, and return it."""
         return self.train(False)
 
+    def to(self, device: str) -> Self:
+        """Move this layer and all below to a device, "cpu" or "gpu", and return it.
+
+        Every Parameter stays the same object and gets new `data` and `grad`; arrays in other attributes move as well.
+        What a forward pass kept is forgotten. Optimizers made before take their state along in their next step. The
+        GPU is the one that is current in CuPy.
+
+        Raises ValueError for another name, and RuntimeError where no GPU can be used, with the reason.
+        """
+        move = mover(device)
+        self._kept = None
+        for name, value in vars(self).items():
+            vars(self)[name] = _moved(value, move)
+        for _, member in self._members():
+            if isinstance(member, Layer):
+                member.to(device)
+            else:
+                member.data = move(member.data)
+                member.grad = None if member.grad is None else move(member.grad)
+        return self
+
     def state_dict(self) -> dict[str, Array]:
-        """Return the parameters' arrays by name: the arrays themselves, not copies, as in torch."""
+        """Return the parameters' arrays by name: the arrays themselves, on the layer's device, not copies."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy `state` (arrays, or CPU tensors of torch, by name) into the parameters, in place.
+        """Copy `state` (arrays on any device, or CPU tensors of torch, by name) into the parameters, in place.
 
-        Values are converted to the parameters' dtype. Raises KeyError when names are missing or too many, and
-        ValueError for another shape; nothing is changed then.
+        Values are converted to the parameters' dtype and device. Raises KeyError when names are missing or too many,
+        and ValueError for another shape; nothing is changed then.
         """
         own = dict(self.named_parameters())
         missing = [name for name in own if name not in state]
@@ -125,7 +153,7 @@ class Layer:
                 f"state does not fit this {type(self).__name__}: missing {missing or 'nothing'}, "
                 f"unexpected {unexpected or 'nothing'}"
             )
-        values = {name: np.asarray(np.asarray(state[name]), own[name].data.dtype) for name in own}
+        values = {name: _converted(state[name], own[name].data) for name in own}
         for name, value in values.items():
             if value.shape != own[name].data.shape:
                 raise ValueError(f"state[{name!r}]: expected shape {own[name].data.shape}, got {value.shape}")
@@ -140,24 +168,40 @@ class Layer:
         """Return the gradient of the last forward's input, adding to the parameters' gradients."""
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
+    def _check_kind(self, name: str, value: Any, parameter: Parameter) -> None:
+        """Raise TypeError unless `value` is an array on the device of this layer's parameter."""
+        if type(value) is type(parameter.data):
+            return
+        if not is_array(value):
+            raise wrong_array(name, value)
+        _, device, convert = _other_device(value)
+        raise TypeError(
+            f"{name} is a {kind_name(value)} array but this {type(self).__name__} is on the {device.upper()}; "
+            f"pass {convert}({name}), or move the layer with .to({'cpu' if device == 'gpu' else 'gpu'!r})"
+        )
+
     def _keep(self, y: Array, saved: Any) -> None:
-        """Keep `saved` for the backward pass of an output of y's shape."""
-        self._kept: tuple[Any, tuple[int, ...]] | None = (saved, y.shape)
+        """Keep `saved` for the backward pass of an output of y's shape and kind."""
+        self._kept = (saved, y.shape, type(y))
 
     def _take(self, dy: Any) -> Any:
         """Return what forward kept, and forget it: its memory is the backward pass's to reuse.
 
-        Raises RuntimeError without a forward before, and ValueError when dy has not the shape of its output.
+        Raises RuntimeError without a forward before, ValueError when dy has not the shape of its output, and TypeError
+        when it lies on another device.
         """
-        kept = getattr(self, "_kept", None)
+        kept = self._kept
         if kept is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward: expected a forward pass before, got none; call forward(x) once for "
                 "each backward(dy)"
             )
-        saved, shape = kept
+        saved, shape, kind = kept
         if dy is not None and getattr(dy, "shape", None) != shape:
             _wrong_shape("dy", f"{shape}, that of the output", dy)
+        if dy is not None and type(dy) is not kind and is_array(dy):
+            wanted, _, convert = _other_device(dy)
+            raise TypeError(f"dy is a {kind_name(dy)} array but forward returned a {wanted} array; pass {convert}(dy)")
         self._kept = None
         return saved
 
@@ -169,7 +213,14 @@ class Linear(Layer):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, rng: Rng = None, dtype: Any = np.float32
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+        device: str = "cpu",
     ) -> None:
         _positive(in_features=in_features, out_features=out_features)
         rng = np.random.default_rng(rng)
@@ -177,10 +228,12 @@ class Linear(Layer):
         bound = 1.0 / math.sqrt(in_features)
         self.weight = Parameter(_uniform((out_features, in_features), bound, rng, dtype))
         self.bias = Parameter(_uniform((out_features,), bound, rng, dtype)) if bias else None
+        self.to(device)
 
     def forward(self, x: Array) -> Array:
         """Return y (..., out_features) for x (..., in_features), which must not be overwritten before backward."""
-        if np.shape(x)[-1:] != (self.in_features,):
+        self._check_kind("x", x, self.weight)
+        if x.shape[-1:] != (self.in_features,):
             _wrong_shape("x", f"(..., {self.in_features})", x)
         y = linear(x, self.weight.data, None if self.bias is None else self.bias.data)
         self._keep(y, x)
@@ -200,15 +253,25 @@ class Linear(Layer):
 class Embedding(Layer):
     """Rows of weight (num_embeddings, embedding_dim), drawn from N(0, 1), picked by integers."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: Rng = None, dtype: Any = np.float32) -> None:
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
         _positive(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         dtype = init.float_dtype(dtype)
         values = np.random.default_rng(rng).standard_normal((num_embeddings, embedding_dim), dtype=dtype.type)
         self.weight = Parameter(values)
+        self.to(device)
 
     def forward(self, x: Array) -> Array:
         """Return weight[x] of shape (*x.shape, embedding_dim) for integers x in [0, num_embeddings)."""
+        self._check_kind("x", x, self.weight)
         y = embedding(self.weight.data, x)
         self._keep(y, x)
         return y
@@ -262,6 +325,7 @@ class _Recurrent(Layer):
         *,
         rng: Rng = None,
         dtype: Any = np.float32,
+        device: str = "cpu",
     ) -> None:
         _positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         rng = np.random.default_rng(rng)
@@ -282,6 +346,7 @@ class _Recurrent(Layer):
                     setattr(self, f"{name}_l{layer}{suffix}", parameter)
                     run.append(parameter)
                 self._runs.append(run)
+        self.to(device)
 
     def forward(self, x: Array, state: Any = None, lengths: Any = None) -> Any:
         """Return (y, state): y (T, B, D * H) of the last layer, and the state behind the last step.
@@ -291,6 +356,7 @@ class _Recurrent(Layer):
         lengths (B,) are integers in 0..T: what lies behind the length of a sequence is not read, its y is zero, and its
         state is that of its last step, as with torch's packed sequences.
         """
+        self._check_kind("x", x, self._runs[0][0])
         if x.ndim != 3 or x.shape[-1] != self.input_size:
             axes = "batch, time" if self.batch_first else "time, batch"
             _wrong_shape("x", f"({axes}, {self.input_size})", x)
@@ -309,7 +375,7 @@ class _Recurrent(Layer):
                 outputs.append(y)
                 last.append(ends)
                 saved.append(kept)
-            x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
+            x = outputs[0] if len(outputs) == 1 else array_module(x).concatenate(outputs, axis=-1)
         y = x.swapaxes(0, 1) if self.batch_first else x
         self._keep(y, (saved, x.shape[1]))
         return y, self._join_state(last)
@@ -362,12 +428,14 @@ class _Recurrent(Layer):
         for part, what in zip(parts, names, strict=True):
             if part is not None and getattr(part, "shape", None) != shape:
                 _wrong_shape(what, f"{shape} (layers x directions, batch, hidden)", part)
+            if part is not None:
+                self._check_kind(what, part, self._runs[0][0])
         return parts
 
     def _join_state(self, runs: list[tuple[Array, ...]]) -> Any:
         """Return the states of all runs in torch's form."""
         parts = tuple(
-            runs[0][part][None] if len(runs) == 1 else np.stack([run[part] for run in runs])
+            runs[0][part][None] if len(runs) == 1 else array_module(runs[0][part]).stack([run[part] for run in runs])
             for part in range(self._states)
         )
         return parts[0] if self._states == 1 else parts
@@ -462,6 +530,30 @@ class Sequential(Layer):
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
         return dy
+
+
+def _moved(value: Any, move: Callable[[Array], Array]) -> Any:
+    """Return an array, or a tuple with arrays in it, on another device; anything else as it is."""
+    if is_array(value):
+        return move(value)
+    if type(value) is tuple and any(map(is_array, value)):
+        return tuple(_moved(part, move) for part in value)
+    return value
+
+
+def _converted(value: Any, like: Array) -> Array:
+    """Return an array on any device, or what NumPy makes one of, as an array of the dtype and device of `like`."""
+    if device_module(value) is not None:
+        if type(value) is type(like):
+            return value.astype(like.dtype, copy=False)
+        value = to_host(value)
+    host = np.asarray(np.asarray(value), like.dtype)
+    return host if type(like) is np.ndarray else array_module(like).asarray(host)
+
+
+def _other_device(array: Array) -> tuple[str, str, str]:
+    """Return kind of array, name of the device, and cupy's function that takes an array there from where it is."""
+    return ("CuPy", "gpu", "cupy.asarray") if device_module(array) is None else ("NumPy", "cpu", "cupy.asnumpy")
 
 
 def _uniform(shape: tuple[int, ...], bound: float, rng: np.random.Generator, dtype: Any) -> Array:

@@ -94,5 +94,9 @@ def column_sums(partial: Array, out: Array) -> None:
     """Write the sum of `partial` (count, N) over its rows into `out` (N,), added up in double."""
     device = cuda.device_of(out)
     count, columns = partial.shape
-    block = (cuda.WARP, cuda.threads(device) // cuda.WARP)
-    _COLUMN_SUMS(device, out.dtype, cuda.blocks(columns, cuda.WARP), block, partial, out, count, columns)
+    if columns == 0:
+        return
+    # Few columns leave the rows to many threads: of one column of 100,000 rows, each takes 100.
+    along = min(cuda.WARP, 1 << (columns - 1).bit_length())
+    rows = 1 << (cuda.threads(device, cuda.LARGEST_BLOCK) // along).bit_length() - 1
+    _COLUMN_SUMS(device, out.dtype, cuda.blocks(columns, along), (along, rows), partial, out, count, columns)

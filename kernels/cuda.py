@@ -44,6 +44,8 @@ SUFFIXES = {"float32": "f32", "float64": "f64"}
 SCALARS = {"i32": np.int32, "u32": np.uint32, "i64": np.int64, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
 POINTERS = {**{f"{name}*": np.dtype(kind) for name, kind in SCALARS.items()}, "u8*": np.dtype(np.uint8)}
 
+NULL = np.uint64(0)  # a null pointer among the arguments of a launch: CuPy's None is no argument at all
+
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
@@ -288,7 +290,7 @@ class Kernel:
                 raise ValueError(f"{self.name}: {name} = {value} does not fit {kind}")
             return result
         if value is None and optional:
-            return None
+            return NULL
         if type(value) not in registered and type(value) is not device.xp.ndarray:
             raise TypeError(f"{self.name}: {name}: expected a device array, got {type(value).__qualname__}")
         wanted = dtype if kind in ("T*", "A*") else POINTERS[kind]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import fastgrad
+from fastgrad import _gpu
 
 DEVICES = ("emulated", "gpu")
 NAMES = ("reference", "cpu", *DEVICES)
@@ -62,6 +63,65 @@ def module(name: str) -> Any:
 
     emulated.register()
     return emulated.Module
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let layers and the trainer find this device where they look for a GPU."""
+    if name == "emulated":
+        status = _gpu.GPUStatus(module(name))
+        monkeypatch.setattr(_gpu, "gpu_status", lambda: status)
+
+
+class LayerOnDevice:
+    """A layer on a device, given and giving NumPy arrays: what the cases of the CPU ask of a layer."""
+
+    def __init__(self, layer: Any, name: str) -> None:
+        self._layer, self._xp = layer.to("gpu"), module(name)
+
+    def _through(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = getattr(self._layer, method)(
+                *[self._there(a) for a in args], **{k: self._there(v) for k, v in kwargs.items()}
+            )
+        except NotImplementedError as error:  # until every operation has its CUDA kernels
+            pytest.skip(str(error))
+        return self._here(result)
+
+    def _there(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._there, value))
+        return self._xp.asarray(value) if isinstance(value, np.ndarray) else value
+
+    def _here(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._here, value))
+        assert not isinstance(value, np.ndarray), "a layer on a device returned a NumPy array"
+        return value.get() if type(value) is self._xp.ndarray else value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._through("forward", *args, **kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._through("backward", *args, **kwargs)
+
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        return [
+            (name, fastgrad.layers.Parameter(self._here(p.data), self._here(p.grad), p.name))
+            for name, p in self._layer.named_parameters()
+        ]
+
+    def parameters(self) -> list[Any]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: self._here(array) for name, array in self._layer.state_dict().items()}
+
+    dstate0 = property(lambda self: self._here(self._layer.dstate0))
+
+
+def placed(layer: Any, name: str) -> Any:
+    """Return the layer; on a device, what stands for it there."""
+    return LayerOnDevice(layer, name) if name in DEVICES else layer
 
 
 class _Transfer:
@@ -152,6 +212,64 @@ def divert(monkeypatch: pytest.MonkeyPatch, name: str, test_module: Any) -> None
             for attribute, value in list(vars(test_module).items()):
                 if value is function:
                     monkeypatch.setattr(test_module, attribute, wrapped)
+
+
+class _Held:
+    """The arrays of one optimizer on the host and on the device, over all its calls."""
+
+    def __init__(self, name: str) -> None:
+        self.transfer = _Transfer(name)
+        self.links: list[tuple[Any, Any]] = []  # Parameters of the test, and those that stand for them
+
+    def there(self, value: Any) -> Any:
+        if isinstance(value, fastgrad.layers.Parameter):
+            other = fastgrad.layers.Parameter(self.there(value.data), name=value.name)
+            self.links.append((value, other))
+            return other
+        if isinstance(value, dict):
+            return {key: self.there(v) for key, v in value.items()}
+        if isinstance(value, list):
+            return [self.there(v) for v in value]
+        return self.transfer.to_device(value) if isinstance(value, np.ndarray) else value
+
+    def again(self) -> None:
+        for raw, device in self.transfer.roots.values():
+            device.set(raw)
+
+
+def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let optimizers that are given NumPy arrays step on device arrays; what they write is found in NumPy arrays."""
+    from fastgrad.optim import Optimizer
+
+    plain = {method: getattr(Optimizer, method) for method in ("__init__", "step", "zero_grad", "state_dict")}
+
+    def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.held = _Held(name)
+        plain["__init__"](self, self.held.there(params), *args, **kwargs)
+
+    def step(self: Any, grads: Any = None) -> Any:
+        held = self.held
+        held.again()
+        for mine, other in held.links:
+            other.grad = None if mine.grad is None else held.there(mine.grad)
+        try:
+            return plain["step"](self, held.there(grads))
+        finally:
+            held.transfer.back()
+
+    def zero_grad(self: Any) -> None:
+        plain["zero_grad"](self)
+        for mine, _ in self.held.links:
+            mine.grad = None
+
+    def state_dict(self: Any) -> Any:
+        found = plain["state_dict"](self)
+        for entry in found["state"].values():
+            entry.update({key: value.get() for key, value in entry.items() if key != "step"})
+        return found
+
+    for method, function in (("__init__", __init__), ("step", step), ("zero_grad", zero_grad), ("state_dict", state_dict)):
+        monkeypatch.setattr(Optimizer, method, function)
 
 
 NOT_ON_ARRAYS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import backends
 import numpy as np
 import pytest
@@ -16,12 +18,20 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", names, indirect=True)
     if "cpu_backend" in metafunc.fixturenames:
         metafunc.parametrize("cpu_backend", [n for n in names if n not in backends.DEVICES], indirect=True)
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", [n for n in names if n in backends.DEVICES], indirect=True)
+    if "trainer_backend" in metafunc.fixturenames:
+        # Hundreds of steps of a trainer take too long under the checker; test_train.py has cases of its own for it.
+        metafunc.parametrize("trainer_backend", [n for n in names if n != "emulated"])
+    if "on_device" in metafunc.fixturenames:
+        metafunc.parametrize("on_device", [n for n in names if n in backends.DEVICES], indirect=True)
 
 
 @pytest.fixture
 def backend(request, monkeypatch):
     """Run the test on the kernels of this name; on a device, with the public functions called on device arrays."""
     if request.param in backends.DEVICES:
+        backends.stand_in(monkeypatch, request.param)
         backends.divert(monkeypatch, request.param, request.module)
         yield request.param
         return
@@ -34,6 +44,26 @@ def cpu_backend(request):
     """Run the test on the kernels of this name: a test of what device arrays don't have, such as read-only ones."""
     with fastgrad.backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def on_device(request):
+    """Return what makes a public function run on device arrays, to set beside a result of the CPU."""
+    return functools.partial(backends.on_device, request.param)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """Return the array module of a device, taken for the GPU by layers and the trainer."""
+    backends.stand_in(monkeypatch, request.param)
+    return backends.module(request.param)
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch):
+    """Return the array module of the emulated device, which is taken for the GPU, also where there is a real one."""
+    backends.stand_in(monkeypatch, "emulated")
+    return backends.module("emulated")
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

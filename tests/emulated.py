@@ -139,9 +139,27 @@ ndarray.__neg__ = lambda self: ndarray(np.asarray(-self._host))  # type: ignore[
 ndarray.fill = lambda self, value: self._host.fill(value)  # type: ignore[attr-defined]
 
 
+class _Stream:
+    ptr = 0
+    capturing = False
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+
+STREAM = _Stream()
+
+
+class _Cuda:
+    @staticmethod
+    def get_current_stream() -> _Stream:
+        return STREAM
+
+
 class Module:
     """The functions of cupy that the library calls, on arrays of this type."""
 
+    cuda = _Cuda
     ndarray = ndarray
     float32, float64, int32, int64, uint32, uint64, uint8 = (
         np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64, np.uint8,
@@ -207,6 +225,10 @@ class Module:
         return ndarray(np.stack([a._host for a in arrays], axis=axis))
 
     @staticmethod
+    def isfinite(array: ndarray) -> ndarray:
+        return ndarray(np.asarray(np.isfinite(array._host)))
+
+    @staticmethod
     def split(array: ndarray, sections: int, axis: int = 0) -> list[ndarray]:
         return [ndarray(part) for part in np.split(array._host, sections, axis=axis)]
 
@@ -248,7 +270,7 @@ class EmulatedDevice:
         kernel.max_dynamic_shared_size_bytes = max(kernel.max_dynamic_shared_size_bytes, shared)
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
-            hosts = tuple(a._host if isinstance(a, ndarray) else a for a in args)
+            hosts = tuple(a._host if isinstance(a, ndarray) else None if a is cuda.NULL else a for a in args)
             reached = [a._host for a in touches]
             kernel(
                 grid, block, hosts, shared_mem=shared, policy=self.policy, touches=reached,

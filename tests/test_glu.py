@@ -103,6 +103,26 @@ def test_the_activation_is_that_of_its_kind(dtype, unit):
         np.testing.assert_array_equal(dup, dy * fastgrad.activation(gate, kind))
 
 
+@pytest.mark.parametrize("skips", [(0, 0, 0, 0, 0), (1, 1, 1, 1, 1), (0, 0, 3, 0, 0), (2, 2, 2, 2, 1)], ids=str)
+@pytest.mark.parametrize("size", [1, 127, 512, 2048, 5003])
+def test_a_device_has_the_bits_of_the_cpu(on_device, dtype, unit, size, skips):
+    """Whole blocks, the rest of one, and arrays that begin on 16 bytes or do not."""
+    forward, backward, _ = unit
+    dy, gate, up = draw((size,), dtype, seed=size)
+    gate = np.clip(gate, -12, 12)  # a GPU takes subnormal numbers for 0, which follow further out
+    with fastgrad.backend("cpu"):
+        y, gradients = forward(gate, up), backward(dy, gate, up)
+    places = [np.zeros(size + 4, dtype)[skip : skip + size] for skip in skips]
+    for place, values in zip(places, (dy, gate, up), strict=False):
+        place[...] = values
+    out, other = places[3:]
+    on_device(forward)(*places[1:3], out=out)
+    np.testing.assert_array_equal(out, y)
+    on_device(backward)(*places[:3], out=(out, other))
+    np.testing.assert_array_equal(out, gradients.dgate)
+    np.testing.assert_array_equal(other, gradients.dup)
+
+
 def test_layouts_and_aliases(backend, dtype, unit):
     forward, backward, _ = unit
     arrays = draw((13, 17), dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import backends
 import numpy as np
 import pytest
+from backends import placed
 from support import central_difference, random
 from tolerances import assert_close
 
@@ -38,7 +40,7 @@ def as_state(arrays, cell):
 @pytest.mark.parametrize("leading", [(7,), (2, 3), (2, 1, 3), (), (0,)])
 def test_linear_against_torch(backend, dtype, leading, bias):
     torch = pytest.importorskip("torch")
-    layer = Linear(I, H, bias=bias, rng=1, dtype=dtype)
+    layer = placed(Linear(I, H, bias=bias, rng=1, dtype=dtype), backend)
     module = torch_twin(layer, torch.nn.Linear(I, H, bias=bias))
     x, dy = random(2, (*leading, I), dtype), random(3, (*leading, H), dtype)
     xt = torch.from_numpy(x.copy()).requires_grad_()
@@ -54,7 +56,7 @@ def test_linear_against_torch(backend, dtype, leading, bias):
 @pytest.mark.parametrize("shape", [(4, 3), (6,), (0, 2), (2, 2, 2)])
 def test_embedding_against_torch(backend, dtype, shape):
     torch = pytest.importorskip("torch")
-    layer = Embedding(5, I, rng=1, dtype=dtype)
+    layer = placed(Embedding(5, I, rng=1, dtype=dtype), backend)
     module = torch_twin(layer, torch.nn.Embedding(5, I))
     x = np.random.default_rng(2).integers(0, 4, shape)
     dy = random(3, (*shape, I), dtype)
@@ -68,7 +70,7 @@ def test_embedding_against_torch(backend, dtype, shape):
 
 def test_activation(backend, dtype):
     torch = pytest.importorskip("torch")
-    layer = Activation("leaky_relu", negative_slope=0.3)
+    layer = placed(Activation("leaky_relu", negative_slope=0.3), backend)
     x, dy = random(1, (3, 5), dtype), random(2, (3, 5), dtype)
     xt = torch.from_numpy(x.copy()).requires_grad_()
     expected = torch.nn.functional.leaky_relu(xt, 0.3)
@@ -83,7 +85,7 @@ def test_activation(backend, dtype):
 @pytest.mark.parametrize(("cell", "depth", "both"), RECURRENT)
 def test_recurrent_against_torch(backend, dtype, cell, depth, both, batch_first, with_state):
     torch = pytest.importorskip("torch")
-    layer = getattr(layers, cell)(I, H, depth, both, batch_first, rng=1, dtype=dtype)
+    layer = placed(getattr(layers, cell)(I, H, depth, both, batch_first, rng=1, dtype=dtype), backend)
     module = torch_twin(layer, getattr(torch.nn, cell)(I, H, depth, batch_first=batch_first, bidirectional=both))
     directions = 2 if both else 1
     lead = (B, T) if batch_first else (T, B)
@@ -115,7 +117,7 @@ def test_recurrent_against_torch(backend, dtype, cell, depth, both, batch_first,
 @pytest.mark.parametrize(("cell", "depth", "both"), RECURRENT)
 def test_lengths_against_torch_packed(backend, dtype, cell, depth, both):
     torch = pytest.importorskip("torch")
-    layer = getattr(layers, cell)(I, H, depth, both, rng=1, dtype=dtype)
+    layer = placed(getattr(layers, cell)(I, H, depth, both, rng=1, dtype=dtype), backend)
     module = torch_twin(layer, getattr(torch.nn, cell)(I, H, depth, bidirectional=both))
     lengths = np.array([2, 5, 3])
     x, dy = random(2, (T, B, I), dtype), random(3, (T, B, H * (1 + both)), dtype)
@@ -138,7 +140,7 @@ def test_lengths_against_torch_packed(backend, dtype, cell, depth, both):
     lambda: GRU(3, 2, 2, True, rng=1, dtype=np.float64),
     lambda: GRU(3, 2, 2, True, reset_after=False, rng=1, dtype=np.float64),
 ], ids=["lstm", "gru", "gru-paper"])  # fmt: skip
-def test_recurrent_by_central_differences(backend, make):
+def test_recurrent_by_central_differences(cpu_backend, make):
     layer = make()
     cell = type(layer).__name__
     x, dy = random(2, (4, 3, 3)), random(3, (4, 3, 4))
@@ -172,7 +174,7 @@ def model(dtype=np.float64):
     )
 
 
-def test_sequential_by_central_differences(backend):
+def test_sequential_by_central_differences(cpu_backend):
     net = model()
     x, dy = np.random.default_rng(1).integers(0, 7, (3, 2)), random(2, (3, 2, 2))
     net.forward(x)
@@ -223,7 +225,7 @@ def test_initial_values():
     assert abs(table.std() - 1) < 0.02 and abs(table.mean()) < 0.03
 
 
-def test_gradients_accumulate_as_in_torch(backend, dtype):
+def test_gradients_accumulate_as_in_torch(cpu_backend, dtype):
     layer = LSTM(I, H, rng=1, dtype=dtype)
     x, dy = random(2, (T, B, I), dtype), random(3, (T, B, H), dtype)
     layer.forward(x)
@@ -239,7 +241,7 @@ def test_gradients_accumulate_as_in_torch(backend, dtype):
 
 
 def test_carried_state_is_one_long_sequence(backend, dtype):
-    layer = LSTM(I, H, 2, rng=1, dtype=dtype)
+    layer = placed(LSTM(I, H, 2, rng=1, dtype=dtype), backend)
     x = random(2, (6, B, I), dtype)
     whole, end = layer.forward(x)
     first, state = layer.forward(x[:4])
@@ -250,7 +252,7 @@ def test_carried_state_is_one_long_sequence(backend, dtype):
 
 
 def test_only_the_state_has_a_gradient(backend):
-    layer = LSTM(I, H, rng=1, dtype=np.float64)
+    layer = placed(LSTM(I, H, rng=1, dtype=np.float64), backend)
     x, dh = random(2, (T, B, I)), random(3, (1, B, H))
     layer.forward(x)
     dx = layer.backward(None, (dh, None))
@@ -324,10 +326,157 @@ def test_errors(call, error, match):
 
 
 def test_backward_twice_and_wrong_shape(backend):
-    layer = LSTM(I, H, rng=1)
+    layer = placed(LSTM(I, H, rng=1), backend)
     layer.forward(np.zeros((T, B, I), np.float32))
     with pytest.raises(ValueError, match=r"dy: expected shape \(5, 3, 6\).*got ndarray of shape \(5, 3, 7\)"):
         layer.backward(np.zeros((T, B, 7), np.float32))
     layer.backward(np.zeros((T, B, H), np.float32))
     with pytest.raises(RuntimeError, match="forward"):
         layer.backward(np.zeros((T, B, H), np.float32))
+
+
+# --- on a GPU: moved, made there, errors
+
+
+def everything():
+    """Return layers of each kind with parameters, gradients, and a buffer of their own."""
+
+    class Scaled(Layer):
+        def __init__(self):
+            self.scale = Parameter(np.full(3, 2.0, np.float32), np.ones(3, np.float32))
+            self.mean = np.zeros(3, np.float32)
+            self.pair = (np.ones(2), None)
+            self.shape = (2, 3)
+
+    net = Sequential(
+        Embedding(7, I, rng=1), GRU(I, H, rng=2), LSTM(H, 3, 2, True, rng=2), Linear(6, 5, rng=3), Scaled()
+    )
+    for parameter in net.parameters():
+        parameter.grad = random(4, parameter.data.shape, np.float32)
+    return net
+
+
+def test_moving_there_and_back(emulated_gpu):
+    net = everything()
+    parameters = net.parameters()
+    data, grads = [p.data.copy() for p in parameters], [p.grad.copy() for p in parameters]
+    assert net.to("gpu") is net
+    assert all(now is before for now, before in zip(net.parameters(), parameters, strict=True))
+    for parameter, values, gradient in zip(parameters, data, grads, strict=True):
+        assert type(parameter.data) is type(parameter.grad) is emulated_gpu.ndarray
+        np.testing.assert_array_equal(parameter.data.get(), values)
+        np.testing.assert_array_equal(parameter.grad.get(), gradient)
+    own = net[4]
+    assert type(own.mean) is type(own.pair[0]) is emulated_gpu.ndarray
+    assert own.pair[1] is None and own.shape == (2, 3)
+    there = [parameter.data for parameter in parameters]
+    net.to("gpu")  # what is there stays as it is
+    assert all(parameter.data is array for parameter, array in zip(parameters, there, strict=True))
+    net.to("cpu")
+    for parameter, values in zip(parameters, data, strict=True):
+        assert type(parameter.data) is type(parameter.grad) is np.ndarray
+        np.testing.assert_array_equal(parameter.data, values)
+    assert type(own.mean) is type(own.pair[0]) is np.ndarray
+
+
+def test_one_parameter_in_two_places_stays_one(emulated_gpu):
+    head, table = Linear(I, 7, rng=1), Embedding(7, I, rng=1)
+    head.weight = table.weight
+    Sequential(table, head).to("gpu")
+    assert head.weight is table.weight and type(head.weight.data) is emulated_gpu.ndarray
+
+
+@pytest.mark.parametrize("make", [
+    lambda **settings: Linear(3, 4, rng=5, **settings), lambda **settings: Embedding(3, 4, rng=5, **settings),
+    lambda **settings: LSTM(3, 4, rng=5, **settings), lambda **settings: GRU(3, 4, rng=5, **settings),
+], ids=["Linear", "Embedding", "LSTM", "GRU"])  # fmt: skip
+def test_made_on_the_gpu_with_the_numbers_of_the_cpu(emulated_gpu, make, dtype):
+    here, there = make(dtype=dtype).state_dict(), make(dtype=dtype, device="gpu").state_dict()
+    assert here.keys() == there.keys()
+    for name, array in there.items():
+        assert type(array) is emulated_gpu.ndarray
+        np.testing.assert_array_equal(array.get(), here[name])
+
+
+def test_state_dicts_cross_devices(emulated_gpu):
+    here, there = Linear(3, 4, rng=1), Linear(3, 4, rng=2, dtype=np.float64, device="gpu")
+    kept = there.weight.data
+    there.load_state_dict(here.state_dict())
+    assert there.weight.data is kept and kept.dtype == np.float64
+    np.testing.assert_array_equal(kept.get(), here.weight.data)
+    other = Linear(3, 4, rng=3)
+    other.load_state_dict(there.state_dict())
+    np.testing.assert_array_equal(other.bias.data, here.bias.data)
+    third = Linear(3, 4, rng=4, device="gpu")
+    third.load_state_dict(there.state_dict())
+    np.testing.assert_array_equal(third.weight.data.get(), here.weight.data)
+    with pytest.raises(ValueError, match=r"state\['bias'\].*\(4,\).*\(5,\)"):
+        third.load_state_dict({"weight": np.zeros((4, 3)), "bias": np.zeros(5)})
+    np.testing.assert_array_equal(third.weight.data.get(), here.weight.data)
+
+
+def test_what_forward_kept_does_not_move(emulated_gpu):
+    layer = Linear(3, 4)
+    layer.forward(np.zeros((2, 3), np.float32))
+    layer.to("gpu")
+    with pytest.raises(RuntimeError, match="expected a forward pass before"):
+        layer.backward(emulated_gpu.zeros((2, 4), np.float32))
+
+
+WRONG_DEVICE = [
+    (lambda: Linear(3, 4), np.zeros((2, 3), np.float32)),
+    (lambda: Embedding(3, 4), np.zeros(2, np.int64)),
+    (lambda: LSTM(3, 4), np.zeros((2, 1, 3), np.float32)),
+    (lambda: GRU(3, 4), np.zeros((2, 1, 3), np.float32)),
+]
+
+
+@pytest.mark.parametrize(("make", "x"), WRONG_DEVICE, ids=["Linear", "Embedding", "LSTM", "GRU"])
+def test_an_input_on_the_other_device(emulated_gpu, make, x):
+    layer = make()
+    with pytest.raises(
+        TypeError, match=r"^x is a CuPy array but this \w+ is on the CPU; pass cupy.asnumpy\(x\), or .*gpu"
+    ):
+        layer.forward(emulated_gpu.asarray(x))
+    layer.to("gpu")
+    with pytest.raises(
+        TypeError, match=r"^x is a NumPy array but this \w+ is on the GPU; pass cupy.asarray\(x\), or .*cpu"
+    ):
+        layer.forward(x)
+    with pytest.raises(TypeError, match=r"^x: expected a numpy.ndarray or cupy.ndarray, got list"):
+        layer.forward(x.tolist())
+
+
+def test_a_state_on_the_other_device(emulated_gpu):
+    layer = LSTM(3, 4, device="gpu")
+    state = (emulated_gpu.zeros((1, 2, 4), np.float32), np.zeros((1, 2, 4), np.float32))
+    with pytest.raises(TypeError, match=r"^state\[1\] \(c\) is a NumPy array but this LSTM is on the GPU"):
+        layer.forward(emulated_gpu.zeros((5, 2, 3), np.float32), state)
+
+
+def test_a_gradient_on_the_other_device(backend):
+    if backend not in backends.DEVICES:
+        pytest.skip("needs a device")
+    xp = backends.module(backend)
+    layer = Activation("tanh")
+    layer.forward(xp.asarray(random(1, (3,), np.float32)))
+    with pytest.raises(
+        TypeError, match=r"^dy is a NumPy array but forward returned a CuPy array; pass cupy.asarray\(dy\)"
+    ):
+        layer.backward(random(2, (3,), np.float32))
+    layer.backward(xp.asarray(random(2, (3,), np.float32)))  # the right one may follow
+
+
+def test_devices_that_do_not_exist(monkeypatch):
+    from fastgrad import _gpu
+
+    layer = Linear(3, 4)
+    with pytest.raises(ValueError, match=r"^device: expected 'cpu' or 'gpu', got 'cuda'$"):
+        layer.to("cuda")
+    monkeypatch.setattr(_gpu, "gpu_status", lambda: _gpu.GPUStatus(None, "there is none", "buy one"))
+    message = "^device: no GPU can be used: there is none; buy one, or stay on the CPU$"
+    with pytest.raises(RuntimeError, match=message):
+        layer.to("gpu")
+    with pytest.raises(RuntimeError, match=message):
+        Linear(3, 4, device="gpu")
+    assert type(layer.to("cpu").weight.data) is np.ndarray

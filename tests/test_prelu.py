@@ -104,6 +104,27 @@ def test_the_same_bits_for_any_number_of_threads(thread_counts, dtype, shape, we
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("skips", [(0, 0, 0), (1, 1, 1), (0, 0, 3)], ids=str)
+@pytest.mark.parametrize(("shape", "weight_shape"), [
+    *CASES[:-1], ((131, 67), (67,)), ((70, 68), (68,)), ((4099,), (1,)), ((2, 5, 1031), (5,)), ((2, 5, 1032), (5,)),
+    ((3, 33, 7, 7), (33,)), ((2, 3, 4), (3,)), ((9, 5, 2), (5,)),
+])  # fmt: skip
+def test_a_device_has_the_bits_of_the_cpu(on_device, dtype, shape, weight_shape, skips):
+    """Pieces of rows and rows in pieces, whole and not, and arrays that begin on 16 bytes or do not."""
+    dy, x, weight = draw(shape, weight_shape, dtype)
+    with fastgrad.backend("cpu"):
+        y, (dx, _) = prelu(x, weight), prelu_backward(dy, x, weight)
+    places = [np.zeros(x.size + 4, dtype)[skip : skip + x.size].reshape(shape) for skip in skips]
+    for place, values in zip(places, (dy, x), strict=False):
+        place[...] = values
+    on_device(prelu)(places[1], weight, out=places[2])
+    np.testing.assert_array_equal(places[2], y)
+    _, dweight = on_device(prelu_backward)(places[0], places[1], weight, out=places[2])
+    np.testing.assert_array_equal(places[2], dx)
+    terms = oracle(prelu_backward, np.asarray(np.abs(dy)), np.asarray(-np.abs(x)), weight)[1]
+    assert_close(dweight, oracle(prelu_backward, dy, x, weight)[1], "reduction", magnitude=np.abs(terms))
+
+
 def test_errors():
     dy, x, weight = draw((3, 4), (4,), np.float32)
 

@@ -167,6 +167,20 @@ def test_code_comes_from_this_user_or_root(owner, mode, trusted, monkeypatch):
     assert (runtime._distrust(status) is None) == trusted
 
 
+def test_other_folders_are_kept_when_old_generations_are_deleted(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "_roots", lambda: [tmp_path])
+    beside = runtime.folder_beside("other")
+    assert beside == tmp_path / "other"
+    for folder in (beside, *(tmp_path / f"{k:032x}" for k in range(runtime.GENERATIONS_KEPT + 2))):
+        folder.mkdir(exist_ok=True)
+        os.utime(folder, (0, 0))
+    current = tmp_path / runtime.source_hash()
+    current.mkdir()
+    runtime._prune(tmp_path, current)
+    assert beside.is_dir() and current.is_dir()
+    assert len(list(tmp_path.iterdir())) == 1 + runtime.GENERATIONS_KEPT
+
+
 def test_processes_that_compile_at_once_do_not_disturb_each_other(copied_package, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(copied_package), "FASTGRAD_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", CALL]

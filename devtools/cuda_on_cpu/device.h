@@ -175,7 +175,7 @@ inline int __all_sync(unsigned mask, int p, CUDA_ON_CPU_SITE) {
 
 inline void __threadfence() { cuda_on_cpu::fence(); }
 inline void __threadfence_block() {}
-inline void __nanosleep(unsigned, CUDA_ON_CPU_SITE) { cuda_on_cpu::idle(site); }
+inline void __nanosleep(unsigned, CUDA_ON_CPU_SITE) { cuda_on_cpu::sleep(site); }
 inline void __trap(CUDA_ON_CPU_SITE) { cuda_on_cpu::fail_at("__trap", site); }
 inline bool __isGlobal(const void* p) { return !cuda_on_cpu::is_shared(p); }
 inline bool __isShared(const void* p) { return cuda_on_cpu::is_shared(p); }
@@ -189,11 +189,7 @@ inline void cuda_on_cpu_assume(bool holds, CUDA_ON_CPU_SITE) {
 #define assert(x) ((x) ? (void)0 : cuda_on_cpu::fail_at("assertion failed: " #x, cuda_on_cpu::Site::here()))
 
 // What kernels/sync.cuh defines for the device.
-inline CUDA_ON_CPU_UNCHECKED unsigned load_acquire(const unsigned* p, CUDA_ON_CPU_SITE) {
-    cuda_on_cpu::idle(site);
-    cuda_on_cpu::before_atomic(p, sizeof *p, cuda_on_cpu::Access::LOAD, cuda_on_cpu::Order::ACQUIRE, site);
-    return *p;
-}
+inline unsigned load_acquire(const unsigned* p, CUDA_ON_CPU_SITE) { return cuda_on_cpu::poll(p, site); }
 inline CUDA_ON_CPU_UNCHECKED void store_release(unsigned* p, unsigned v, CUDA_ON_CPU_SITE) {
     cuda_on_cpu::before_atomic(p, sizeof *p, cuda_on_cpu::Access::STORE, cuda_on_cpu::Order::RELEASE, site);
     *p = v;

@@ -86,6 +86,29 @@ void idle(Site site) {
     leave();
 }
 
+// A thread that polls loads at once, and rests. When no thread can run, first those go on whose number has changed since:
+// they load it anew, or have been content with less. Then the others do, together, so that none of them sees what another
+// has done after their meeting. Both ways a thread knows as little as it may: what is missing shows in every schedule.
+unsigned poll(const unsigned* p, Site site) {
+    Thread* t = self;
+    if (reinterpret_cast<uintptr_t>(p) % sizeof *p) fail_at("misaligned atomic", site);
+    if constexpr (CHECKING) check_poll(p, sizeof *p, site);
+    const unsigned value = *p;
+    t->polled = p;
+    t->loaded = value;
+    idle(site);
+    t->polled = nullptr;
+    t->just_polled = true;
+    return value;
+}
+
+static bool outdated(const Thread& t) { return t.polled && *t.polled != t.loaded; }
+
+void sleep(Site site) {
+    if (!self->just_polled) idle(site);
+    self->just_polled = false;
+}
+
 void fence() {
     if constexpr (CHECKING) check_fence();
 }
@@ -279,6 +302,26 @@ static void report_deadlock() {
     }
 }
 
+// Let resting threads go on: only those that `outdated` picks, or all. Says whether there were any.
+static bool wake_resting(bool only_outdated) {
+    bool any = false;
+    for (Block& b : blocks) {
+        if (b.resting.empty()) continue;
+        enter(b);
+        std::vector<unsigned> rest;
+        for (unsigned id : b.resting) {
+            if (only_outdated && !outdated(b.threads[id])) {
+                rest.push_back(id);
+            } else {
+                make_ready(b, id);
+                any = true;
+            }
+        }
+        b.resting.swap(rest);
+    }
+    return any;
+}
+
 static void run_blocks() {
     int fruitless = 0;
     std::vector<Block*> order;
@@ -293,12 +336,7 @@ static void run_blocks() {
             ran = true;
         }
         if (ran) continue;
-        bool resting = false;
-        for (Block& b : blocks) {
-            for (unsigned id : b.resting) make_ready(b, id);
-            resting |= !b.resting.empty();
-            b.resting.clear();
-        }
+        const bool resting = wake_resting(true) || wake_resting(false);
         fruitless = progressed ? 0 : fruitless + 1;
         progressed = false;
         if (!resting || fruitless > FRUITLESS_ROUNDS) break;

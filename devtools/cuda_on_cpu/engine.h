@@ -24,8 +24,8 @@ struct Site {
 };
 
 enum class Collective { BARRIER, COUNT, AND, OR, SHUFFLE, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR, BALLOT, SYNCWARP };
-enum class Order { RELAXED, ACQUIRE, RELEASE, ACQUIRE_RELEASE };
-enum class Access { LOAD, STORE, EXCHANGE };
+enum class Order { RELAXED, RELEASE, ACQUIRE_RELEASE };
+enum class Access { STORE, EXCHANGE };
 
 // One launch. Python fills it in (module.py, _Launch): the two must agree.
 struct Launch {
@@ -58,6 +58,8 @@ void fence();
 void before_atomic(const void* address, unsigned size, Access, Order, Site);  // called before the access itself
 void progress();                                                              // memory that others wait for has changed
 void idle(Site);                                                              // let the other threads run first
+unsigned poll(const unsigned* address, Site);                                 // load with acquire, and idle
+void sleep(Site);                                                             // idle, unless the thread just has
 void fail_at(const char* what, Site);                                         // ends the launch; doesn't return
 
 // Runs `entry(argument)` once for each thread of the launch; returns what went wrong, or "".

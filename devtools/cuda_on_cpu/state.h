@@ -31,12 +31,14 @@ struct Thread {
     int argument = 0, width = 32;
     unsigned mask = 0;
     uint64_t in = 0, out = 0;
+    const unsigned* polled = nullptr;  // while it rests: the number that it waits for, and what it has found
+    unsigned loaded = 0;
+    bool just_polled = false;
     Fiber fiber{};
     char* stack = nullptr;
 
     // For the checker.
     Time time = 0;         // of its accesses from now on
-    Time observed = 0;     // of the last atomic that it, or a thread it met at a barrier, has done
     Time lanes[32] = {};   // writes of each lane of its warp from before this are visible to it
     Clock known, pending;  // `pending` is what atomics have read: a fence makes it known
     Clock fenced;          // what was visible at its last fence: its next atomic hands it on

@@ -1,0 +1,110 @@
+"""Tables of addresses, by which one launch reaches any lists of tensors on a device; see lists.cuh.
+
+A table depends on nothing but the addresses and sizes in it. Those are its key, so that arrays allocated anew are
+noticed, whoever has them now, and a table that is there is never wrong. It is uploaded by one copy of pinned memory,
+in the order of the stream, without waiting. Host: 40 us for a new table of 4 times 148 tensors, 25 to find it again.
+
+A launch that is being captured into a graph bakes in the address of its table. A table can't be made then, since the
+copy would read its pinned memory anew in each replay: a call outside of the capture, on the same stream and with the
+same arrays, has to come first. What a capture has used is kept for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import cuda
+
+Array = Any
+
+CHUNK = 16384  # as in lists.cuh
+TERMS = 3  # doubles that a chunk or a tensor leaves in a norm, at most
+TABLES_KEPT = 64  # one of 4 times 148 tensors and 124 million elements takes 70 KB, its scratch 190
+
+_lock = threading.Lock()
+_tables: OrderedDict[Any, Table] = OrderedDict()  # in the order of use, the latest at the end
+
+
+class Table:
+    """Lists of arrays on a device: the first three arguments of a kernel, and scratch for norms over it.
+
+    head : table, streams, tensors, as kernels take them
+    chunks : blocks that cover all elements of a stream
+    partial, totals, norms, norm, coefficients, arrived : scratch of the norm kernels, see norms.cuh; the stream in whose
+        order the table was made is the only one that uses them
+    """
+
+    def __init__(self, device: cuda.Device, lists: Sequence[Sequence[Array]], addresses: list[int], numbers: list[int]):
+        sizes = [a.size for a in lists[0]]
+        tensors = len(sizes)
+        counts = [-(-size // CHUNK) for size in sizes]
+        starts = [0, *itertools.accumulate(counts)]
+        owners = np.repeat(np.arange(tensors), counts)
+        host = np.concatenate([np.array([*addresses, *sizes, *numbers, *starts], np.int64), owners])
+        self.device, self.dtype, self.tensors, self.chunks = device, lists[0][0].dtype, tensors, starts[-1]
+        xp = device.xp
+        self.head = (xp.asarray(host), len(lists), tensors)
+        self.arrived = xp.zeros(1, np.uint32)
+        self.totals, self.norms, self.norm, self.coefficients = (
+            xp.empty(size, np.float64) for size in (TERMS * tensors, tensors, 1, tensors + 2)
+        )
+        self.partial = xp.empty(TERMS * self.chunks, np.float64)
+        self.kept = False
+
+    def launch(self, kernel: cuda.Kernel, lists: Sequence[Sequence[Array]], *args: Any, **variant: Any) -> None:
+        """Run a kernel that takes a chunk a block; `lists` are those of the table."""
+        touches = list(itertools.chain.from_iterable(lists))
+        block = cuda.threads(self.device)
+        kernel(self.device, self.dtype, self.chunks, block, *self.head, *args, touches=touches, **variant)
+
+
+def capturing(device: cuda.Device) -> bool:
+    """Say whether launches on the current stream are being recorded for a graph."""
+    return bool(device.xp.cuda.get_current_stream().is_capturing())
+
+
+def refuse_capture(device: cuda.Device, what: str) -> None:
+    """Raise RuntimeError where the current stream is being captured: `what` can't be made then."""
+    if capturing(device):
+        raise RuntimeError(
+            f"{what} can't be made while a graph is captured; make the same call with the same arrays once before, "
+            f"on the same stream"
+        )
+
+
+def table_of(lists: Sequence[Sequence[Array]], numbers: Sequence[int] | None = None) -> Table:
+    """Return the table of lists that are alike in dtype and sizes, at least one array each; made now if need be.
+
+    numbers : one for each tensor, for the use of the kernel; 0, 1, ... without
+
+    Raises:
+        RuntimeError: there is none yet, and the stream is being captured.
+    """
+    first = lists[0]
+    device = cuda.device_of(first[0])
+    stream = device.xp.cuda.get_current_stream()
+    addresses = [a.data.ptr for arrays in lists for a in arrays]
+    own = list(range(len(first))) if numbers is None else list(numbers)
+    key = (device, stream.ptr, first[0].dtype, len(lists), *addresses, *(a.size for a in first), *own)
+    with _lock:
+        table = _tables.get(key)
+        if table is not None:
+            _tables.move_to_end(key)
+    if table is None:
+        refuse_capture(device, "the table of these arrays")
+        with device.here():
+            table = Table(device, lists, addresses, own)
+        with _lock:
+            _tables[key] = table
+            passing = [k for k, kept in _tables.items() if not kept.kept]
+            for old in passing[:-TABLES_KEPT]:
+                del _tables[old]
+    elif stream.is_capturing():
+        table.kept = True
+    return table

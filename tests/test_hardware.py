@@ -1,0 +1,110 @@
+"""The record of runs on a GPU, as far as it goes without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+hardware = pytest.importorskip("devtools.hardware", reason="devtools/ is part of a checkout only")
+
+
+def record(**changes):
+    keys = hardware.source_keys()
+    return {
+        "schema": hardware.SCHEMA,
+        "date": "2026-11-21",
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "device": {"name": "A GPU", "driver": "1.2", "compute": "9.0", "multiprocessors": 132},
+        "versions": {"python": "3.12", "cupy": "14.2"},
+        "ceilings": {"copy_GBps": 4000.0, "product_TFLOPs": 50.0, "call_us": 9.0},
+        "kernels": {stem: {"source": key, "cases": 3, "failed": 0} for stem, key in keys.items()},
+        "tests": {"passed": 3, "failed": 0, "skipped": 0, "exit": 0},
+        "sanitizer": {"memcheck": "clean", "racecheck": "not available"},
+        "rows": [
+            {"name": "Adam", "bytes": 1, "flops": 0, "limit": 0.5, "milliseconds": {"fastgrad": 1.0, "torch": 1.5}},
+            {"name": "nobody", "bytes": 1, "flops": 0, "limit": 0.5, "milliseconds": {}},
+        ],
+        "left_out": [],
+        **changes,
+    }
+
+
+def test_what_is_committed_is_sound_and_the_readme_says_the_same(capsys):
+    found = hardware.records()  # raises on bad data
+    newest = found[-1] if found else None
+    with capsys.disabled():
+        print(f"\n{hardware.summary(newest, hardware.source_keys())}")
+    text = hardware.README.read_text()
+    assert text.split(hardware.BEGIN)[1].split(hardware.END)[0].strip("\n") == hardware.readme_text(newest), (
+        "README.md disagrees with the record; run `python -m devtools.hardware readme`"
+    )
+
+
+def test_states():
+    keys = hardware.source_keys()
+    assert {"activation", "column_sums"} <= set(keys)
+    assert set(hardware.states(None, keys).values()) == {"never run"}
+    whole = record()
+    assert set(hardware.states(whole, keys).values()) == {"current"}
+    states = hardware.states(whole, {**keys, "activation": "changed", "new": "key"})
+    assert states["activation"] == "stale" and states["new"] == "never run" and states["column_sums"] == "current"
+    whole["kernels"]["activation"]["cases"] = 0
+    assert hardware.states(whole, keys)["activation"] == "never run"
+    assert "1 never run (activation.cu)" in hardware.summary(whole, keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"schema": 0}, "expected schema"),
+        ({"dirty": True}, "no commit"),
+        ({"tests": {"passed": 3, "failed": 1, "skipped": 0}}, "1 tests failed on A GPU"),
+        ({"kernels": {"adam": {"source": "", "cases": 3, "failed": 2}}}, "2 of 3 cases of adam.cu failed"),
+        ({"sanitizer": {"memcheck": "exit 9: ERROR SUMMARY: 1 error"}}, "compute-sanitizer memcheck: exit 9"),
+    ],
+)
+def test_bad_records_are_refused(tmp_path, change, complaint):
+    path = tmp_path / "a-gpu.json"
+    path.write_text(json.dumps(record(**change)))
+    with pytest.raises(hardware.BadRecord, match=complaint):
+        hardware.read(path)
+
+
+def test_missing_parts_are_refused(tmp_path):
+    whole = record()
+    del whole["ceilings"]
+    (tmp_path / "a-gpu.json").write_text(json.dumps(whole))
+    with pytest.raises(hardware.BadRecord, match="ceilings is missing"):
+        hardware.read(tmp_path / "a-gpu.json")
+
+
+def test_comments_and_white_space_leave_a_source_current():
+    text = '// why\nint  f(int x) { /* a\n b */ return x; }\n#line 3 "common.cuh"\n'
+    assert hardware.stripped(text) == "int f(int x) { return x; }"
+    assert hardware.stripped(text.replace("return x", "return -x")) != hardware.stripped(text)
+
+
+def test_table():
+    text = hardware.readme_text(record())
+    assert "| Adam | 1 | 0.50 | torch 1.50x |" in text
+    assert "nobody" not in text and "older version" not in text
+    stale = record(kernels={"activation": {"source": "other", "cases": 1, "failed": 0}})
+    assert "Measured on an older version of activation.cu" in hardware.readme_text(stale)
+
+
+def test_a_run_is_rehearsed_from_the_command_line(tmp_path):
+    """The whole way of a run, with a few cases and no GPU: tests, benchmarks, the record."""
+    from devtools.cuda_on_cpu import why_unavailable
+
+    if why_unavailable():
+        pytest.skip(why_unavailable())
+    command = [sys.executable, "-m", "devtools.hardware", "run", "--rehearse", "--commit", "0" * 40, "--out", tmp_path]
+    done = subprocess.run(command, cwd=hardware.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = hardware.read(tmp_path / "rehearsal.json")
+    assert written["tests"]["passed"] >= 10 and written["kernels"]["activation"]["cases"] >= 10
+    assert written["rows"][0]["milliseconds"]["fastgrad"] > 0
