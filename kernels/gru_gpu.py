@@ -17,7 +17,9 @@ from .recurrent_gpu import (
     counters,
     flat,
     input_products,
+    keep_if_captured,
     own_or_zeros,
+    partial_sums,
     persistent_plan,
     states,
     sum_rows,
@@ -104,15 +106,18 @@ def forward(
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else empty(after.shape, dtype)
     plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after else None
+    arrivals = counters(device, plan)
     if plan is not None:
         _PERSISTENT_FORWARD(
             device, dtype, plan.blocks, plan.forward, weight_hh, gates, bias_ih, bias_hh, inner, h, y, lengths,
-            counters(device, plan), steps, batch, hidden, reverse, plan.groups, plan.at_a_time,
+            arrivals, steps, batch, hidden, reverse, plan.groups, plan.at_a_time,
             shared=plan.shared_forward, cooperative=True, **plan.variant,
         )  # fmt: skip
     else:
         _stepwise_forward(device, bias_ih, bias_hh, y, saved)
-    return y, h[0 if reverse else steps].copy(), saved
+    hn = h[0 if reverse else steps].copy()
+    keep_if_captured(device, saved, y, hn, arrivals)
+    return y, hn, saved
 
 
 def _stepwise_forward(
@@ -138,6 +143,7 @@ def _stepwise_forward(
             launch(_RESET, t, gates, bias_ih, bias_hh, inner, h)
             matmul(inner[t], weight_hh[n], gates[t, :, n], transpose_b=True, accumulate=True)
             launch(_CANDIDATE, t, gates, bias_ih, bias_hh, h, y)
+    keep_if_captured(device, products)
 
 
 def backward(
@@ -154,11 +160,11 @@ def backward(
     # Gradients of W_hh h, in the order of W_hh's rows; of reset_after=False one of r h, (B, H).
     dproducts = empty(dgates.shape if reset_after else (batch, hidden), dtype)
     plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after else None
+    arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:
-        partial = empty((2, plan.blocks, plan.most, hidden), dtype)
         _PERSISTENT_BACKWARD(
             device, dtype, plan.blocks, plan.backward, weight_hh, saved.gates, inner, h, dy, dh, dgates, dproducts,
-            partial, saved.lengths, counters(device, plan), steps, batch, hidden, saved.reverse, plan.groups, plan.most,
+            partial, saved.lengths, arrivals, steps, batch, hidden, saved.reverse, plan.groups, plan.most,
             shared=plan.shared_backward, cooperative=True, **plan.variant,
         )  # fmt: skip
     else:
@@ -177,7 +183,9 @@ def backward(
         matmul(flat_gates[:, n], flat(inner), dweight_hh[n], transpose_a=True)
     dbias_ih = sum_rows(flat_gates) if saved.has_bias_ih else None
     dbias_hh = sum_rows(flat(dproducts) if reset_after else flat_gates) if saved.has_bias_hh else None
-    return dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
+    results = dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
+    keep_if_captured(device, saved, dy, dgates, dproducts, arrivals, partial, results)
+    return results
 
 
 def _stepwise_backward(

@@ -16,7 +16,9 @@ from .recurrent_gpu import (
     counters,
     flat,
     input_products,
+    keep_if_captured,
     own_or_zeros,
+    partial_sums,
     persistent_plan,
     states,
     sum_rows,
@@ -89,10 +91,11 @@ def forward(
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else device.xp.empty(after.shape, dtype)
     plan = persistent_plan(device, 4, steps, h, (weight_hh, h))
+    arrivals = counters(device, plan)
     if plan is not None:
         _PERSISTENT_FORWARD(
             device, dtype, plan.blocks, plan.forward, weight_hh, gates, bias_ih, bias_hh, h, c, y, lengths,
-            counters(device, plan), steps, batch, hidden, reverse, plan.groups, plan.at_a_time,
+            arrivals, steps, batch, hidden, reverse, plan.groups, plan.at_a_time,
             shared=plan.shared_forward, cooperative=True, **plan.variant,
         )  # fmt: skip
     else:
@@ -106,7 +109,9 @@ def forward(
     final = 0 if reverse else steps
     has_bias = bias_ih is not None or bias_hh is not None
     saved = Saved(x, weight_ih, weight_hh, has_bias, lengths, reverse, gates, h, c)
-    return y, h[final].copy(), c[final].copy(), saved
+    hn, cn = h[final].copy(), c[final].copy()
+    keep_if_captured(device, saved, y, hn, cn, arrivals)
+    return y, hn, cn, saved
 
 
 def backward(
@@ -121,11 +126,11 @@ def backward(
     dh, dc = (own_or_zeros(gradient, c[0]) for gradient in (dhn, dcn))
     dgates = empty(gates.shape, dtype)
     plan = persistent_plan(device, 4, steps, c, (saved.weight_hh,))
+    arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:
-        partial = empty((2, plan.blocks, plan.most, hidden), dtype)
         _PERSISTENT_BACKWARD(
             device, dtype, plan.blocks, plan.backward, saved.weight_hh, gates, c, dy, dh, dc, dgates, partial, lengths,
-            counters(device, plan), steps, batch, hidden, reverse, plan.groups, plan.most,
+            arrivals, steps, batch, hidden, reverse, plan.groups, plan.most,
             shared=plan.shared_backward, cooperative=True, **plan.variant,
         )  # fmt: skip
     else:
@@ -142,4 +147,7 @@ def backward(
     before = saved.h[1:] if reverse else saved.h[:-1]
     matmul(flat(dgates), flat(x), dweight_ih, transpose_a=True)
     matmul(flat(dgates), flat(before), dweight_hh, transpose_a=True)
-    return dx, dh, dc, dweight_ih, dweight_hh, sum_rows(flat(dgates)) if saved.has_bias else None
+    dbias = sum_rows(flat(dgates)) if saved.has_bias else None
+    results = dx, dh, dc, dweight_ih, dweight_hh, dbias
+    keep_if_captured(device, saved, dy, dgates, arrivals, partial, results)
+    return results

@@ -4,6 +4,9 @@
 time off the host. "persistent": one cooperative kernel for all steps, which keeps W_hh in registers, see
 persistent.cuh: float32, H a multiple of 4 and small enough, a GRU with reset_after.
 
+Either may be captured into a graph, after a call of the same sizes on the same stream, which compiles the kernels and
+starts cuBLAS; lengths must lie on the device then. What a captured call has allocated is never freed.
+
 What bounds a step of the persistent LSTM on an H200 (132 multiprocessors, 128 FMA a clock each at 1.98 GHz; 5.5 TB/s
 taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block, G groups that share out the batch; a GRU has 3/4
 of the flops:
@@ -42,6 +45,7 @@ import numpy as np
 from . import cuda
 from .activation_gpu import column_sums, column_tile
 from .matmul_gpu import matmul
+from .table_gpu import capturing
 
 Array = Any
 
@@ -52,7 +56,9 @@ STEP_BLOCK = 128  # threads: a step has few cells, which are to reach all multip
 _ZERO_PADDING = cuda.Kernel(
     "recurrent", "fg_zero_padding", "x: T*, lengths: i64*, out: T*, steps: i64, batch: i64, inputs: i64"
 )
-_SUM_ROWS = cuda.Kernel("recurrent", "fg_sum_rows", "x: T*, partial: A*, rows: i64, columns: i64, vectors: i32")
+_PARTIAL_SUMS = cuda.Kernel(
+    "column_sums", "fg_matrix_partial_sums", "matrix: T*, partial: A*, rows: i64, columns: i64, vectors: i32"
+)
 
 
 def zeroed_padding(x: Array, lengths: Array | None) -> Array:
@@ -99,12 +105,22 @@ def sum_rows(matrix: Array) -> Array:
     out = device.xp.empty((columns,), matrix.dtype)
     tile = column_tile(device, rows, columns, matrix.dtype, (matrix,))
     partial = device.xp.empty((tile.row_blocks, columns), matrix.dtype)
-    _SUM_ROWS(
+    keep_if_captured(device, partial)
+    _PARTIAL_SUMS(
         device, matrix.dtype, tile.grid, tile.block, matrix, partial, rows, columns, tile.width > 1,
         shared=tile.block[0] * tile.block[1] * tile.width * matrix.itemsize,
     )  # fmt: skip
     column_sums(partial, out)
     return out
+
+
+_captured: list[Any] = []
+
+
+def keep_if_captured(device: cuda.Device, *values: Any) -> None:
+    """Keep arrays for as long as the process lives where a graph is being captured, whose replays use their memory."""
+    if capturing(device):
+        _captured.append(values)
 
 
 class StepShape:
@@ -246,6 +262,11 @@ def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) 
     )  # fmt: skip
 
 
-def counters(device: cuda.Device, plan: Plan) -> Array:
+def counters(device: cuda.Device, plan: Plan | None) -> Array | None:
     """Return the counters of the groups' barriers, at 0."""
-    return device.xp.zeros((plan.groups, COUNTER_STRIDE), np.uint32)
+    return None if plan is None else device.xp.zeros((plan.groups, COUNTER_STRIDE), np.uint32)
+
+
+def partial_sums(device: cuda.Device, plan: Plan | None, hidden: int) -> Array | None:
+    """Return room for what each block gives to the gradient of h, for two steps."""
+    return None if plan is None else device.xp.empty((2, plan.blocks, plan.most, hidden), np.float32)

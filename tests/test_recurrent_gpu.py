@@ -16,7 +16,7 @@ emulated = pytest.importorskip("emulated")
 
 
 @pytest.fixture(autouse=True)
-def device(monkeypatch):
+def machine(monkeypatch):
     """Call the public functions on emulated device arrays."""
     reason = backends.missing("emulated")
     if reason is not None:
@@ -68,11 +68,11 @@ def compared(cases, arguments, gradients, **options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_persistent(method, plans, device, monkeypatch, op, sizes, options, multiprocessors):
+def test_persistent(method, plans, machine, monkeypatch, op, sizes, options, multiprocessors):
     if multiprocessors == 3 and sizes[-1] > 24:
         pytest.skip("does not fit 3 multiprocessors")
-    monkeypatch.setattr(device, "multiprocessors", multiprocessors)
-    monkeypatch.setattr(device, "policy", 2 + sum(sizes) + multiprocessors)
+    monkeypatch.setattr(machine, "multiprocessors", multiprocessors)
+    monkeypatch.setattr(machine, "policy", 2 + sum(sizes) + multiprocessors)
     monkeypatch.setattr(recurrent_gpu, "PASS", 2)
     method("persistent")
     cases, _ = OPS[op]
@@ -84,14 +84,14 @@ def test_persistent(method, plans, device, monkeypatch, op, sizes, options, mult
 
 @pytest.mark.parametrize("policy", [0, 1, 2, 3])
 @pytest.mark.parametrize("op", OPS)
-def test_persistent_in_every_order(method, device, monkeypatch, op, policy):
-    monkeypatch.setattr(device, "multiprocessors", 6)
+def test_persistent_in_every_order(method, machine, monkeypatch, op, policy):
+    monkeypatch.setattr(machine, "multiprocessors", 6)
     cases, _ = OPS[op]
     arguments, gradients = cases.draw((3, 5, 2, 12), np.float32)
     method("persistent")
     results = []
     for order in (0, policy):
-        monkeypatch.setattr(device, "policy", order)
+        monkeypatch.setattr(machine, "policy", order)
         results.append(b"".join(a.tobytes() for a in cases.run(arguments, gradients).values()))
     assert results[0] == results[1]
 
@@ -106,12 +106,12 @@ def test_persistent_without_biases_and_gradients(method, plans, op):
     assert len(plans) == 4 and all(plans)
 
 
-def test_the_blocks_do_not_change_the_bits_of_forward(method, device, monkeypatch):
+def test_the_blocks_do_not_change_the_bits_of_forward(method, machine, monkeypatch):
     arguments, _ = test_lstm.draw((3, 5, 2, 12), np.float32)
     method("persistent")
     seen = set()
     for multiprocessors in (3, 6, 15):
-        monkeypatch.setattr(device, "multiprocessors", multiprocessors)
+        monkeypatch.setattr(machine, "multiprocessors", multiprocessors)
         y, _, _ = test_lstm.lstm(*arguments)
         seen.add(y.tobytes())
     assert len(seen) == 1
@@ -146,6 +146,37 @@ def test_the_method(method, plans):
         assert [plan is not None for plan in plans] == [expected] * 2
     with pytest.raises(ValueError, match="expected one of auto, stepwise, persistent, got 'fast'"):
         method("fast")
+
+
+@pytest.mark.parametrize("name", ["stepwise", "persistent"])
+@pytest.mark.parametrize("op", OPS)
+def test_what_a_graph_uses_is_kept(method, machine, monkeypatch, op, name):
+    method(name)
+    cases, module = OPS[op]
+    arguments, gradients = cases.draw((3, 2, 2, 8), np.float32)
+    made = []
+    for maker in ("empty", "zeros"):
+        function = getattr(emulated.Module, maker)
+        monkeypatch.setattr(
+            emulated.Module, maker, lambda *a, make=function, **k: made.append(make(*a, **k)) or made[-1]
+        )
+    kept = []
+    monkeypatch.setattr(recurrent_gpu, "_captured", kept)
+    cases.run(arguments, gradients)
+    assert made and not kept
+    made.clear()
+    monkeypatch.setattr(emulated.Module.cuda.get_current_stream(), "capturing", True)
+    cases.run(arguments, gradients)
+
+    def flat(value):
+        if isinstance(value, (list, tuple)):
+            return [entry for part in value for entry in flat(part)]
+        return flat(list(vars(value).values())) if isinstance(value, module.Saved) else [value]
+
+    addresses = [np.lib.array_utils.byte_bounds(a._host) for a in flat(kept) if isinstance(a, emulated.ndarray)]
+    for array in made:
+        low, high = np.lib.array_utils.byte_bounds(array._host)
+        assert any(first <= low and high <= last for first, last in addresses), array.shape
 
 
 class H200:
@@ -226,16 +257,16 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.parametrize("op", OPS)
-def test_planted_faults_are_caught(method, device, monkeypatch, op, name):
+def test_planted_faults_are_caught(method, machine, monkeypatch, op, name):
     """Replace a line of the persistent kernels."""
     from devtools.cuda_on_cpu import LaunchError
 
     line, other = MUTANTS[name]
     cases, module = OPS[op]
     method("persistent")
-    monkeypatch.setattr(device, "multiprocessors", 6)
+    monkeypatch.setattr(machine, "multiprocessors", 6)
     monkeypatch.setattr(recurrent_gpu, "PASS", 1)
-    function = device.function
+    function = machine.function
     changed = []
 
     def mutated(text, kernel, shared):
@@ -246,13 +277,13 @@ def test_planted_faults_are_caught(method, device, monkeypatch, op, name):
             text = text.replace(line, other)
         return function(text, kernel, shared)
 
-    monkeypatch.setattr(device, "function", mutated)
+    monkeypatch.setattr(machine, "function", mutated)
     for kernel in (module._PERSISTENT_FORWARD, module._PERSISTENT_BACKWARD):
         monkeypatch.setattr(kernel, "_functions", {})
     arguments, gradients = cases.draw((4, 5, 2, 12), np.float32)
     # A wait for too little shows only where the threads run in an order in which it matters.
     with pytest.raises((LaunchError, AssertionError)):
         for policy in range(20):
-            monkeypatch.setattr(device, "policy", policy)
+            monkeypatch.setattr(machine, "policy", policy)
             compared(cases, arguments, gradients, lengths=np.array([4, 2, 0, 3, 1]))
     assert changed
