@@ -160,7 +160,11 @@ def test_each_thread_has_a_handle():
 
 def test_no_library_is_one_sentence(monkeypatch):
     monkeypatch.setattr(cublas, "_wheels", lambda major: [])
-    monkeypatch.setattr(cublas.ctypes, "CDLL", lambda path: (_ for _ in ()).throw(OSError("no such file")))
+
+    def dll(path):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(cublas, "ctypes", SimpleNamespace(CDLL=dll))
     with pytest.raises(RuntimeError, match=r'cuBLAS of CUDA 98 was not found .* pip install "fastgrad\[cuda98\]"'):
         cublas.load(98)
 
@@ -177,6 +181,6 @@ def test_the_first_library_that_loads(monkeypatch, tmp_path):
             raise OSError("no such file")
         return SimpleNamespace(**{name: SimpleNamespace() for name in cublas._SIGNATURES})
 
-    monkeypatch.setattr(cublas.ctypes, "CDLL", dll)
+    monkeypatch.setattr(cublas, "ctypes", SimpleNamespace(CDLL=dll))
     library = cublas.load.__wrapped__(13)
     assert opened[1:] == [str(wheel)] and library.cublasSgemm_v2_64.restype is ctypes.c_int
