@@ -107,7 +107,7 @@ def test_the_same_bits_for_any_number_of_threads(thread_counts, dtype):
     with fastgrad.backend("cpu"):
         for threads in [*thread_counts, *thread_counts]:
             fastgrad.set_num_threads(threads)
-            seen.add(pickle.dumps([column.tobytes() for column in health(arrays)._columns()]))
+            seen.add(pickle.dumps([column.tobytes() for column in health(arrays)._all()]))
     assert len(seen) == 1
 
 
@@ -160,7 +160,7 @@ def test_the_result_cannot_be_changed():
     h = health(np.ones(3))
     with pytest.raises(AttributeError):
         h.norm = np.zeros(1)
-    for column in h._columns():
+    for column in h._all():
         with pytest.raises(ValueError, match="read-only"):
             column[0] = 7
 
