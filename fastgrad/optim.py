@@ -7,13 +7,15 @@ which applies the clip coefficient as it goes. Each group is one kernel launch, 
 from __future__ import annotations
 
 import math
+import operator
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._arrays import device_module, is_array, to_host
+from fastgrad._arrays import device_module, is_array, kind_name, to_host
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad.clipping import clip_coefficient
@@ -182,6 +184,11 @@ class Optimizer:
             data = parameter.data
             if not is_array(data):
                 raise wrong_array(f"params[{index}]", data)
+            if type(data) is not type(self._parameters[0].data):
+                raise TypeError(
+                    f"params[{index}] is a {kind_name(data)} array but params[0] is a "
+                    f"{kind_name(self._parameters[0].data)} array; make one optimizer for each device"
+                )
             if data.dtype not in FLOATS:
                 raise TypeError(f"params[{index}]: expected float32 or float64, got {data.dtype}")
             first = first or data.dtype
@@ -660,6 +667,32 @@ class AdamW(Adam):
         )
 
 
+class _DeviceLaunch(NamedTuple):
+    """One launch of a step on a device, before the check: the variant of its kernel, for which parameters, the lists."""
+
+    variant: dict[str, bool]
+    indices: list[int]
+    sets: list[tuple[str, list[Any], bool]]
+
+
+class _Known(NamedTuple):
+    """The step before: its stream, the groups' variants, all data and gradients, its tables, its launches."""
+
+    stream: int
+    variants: list[dict[str, bool]]
+    arrays: list[Any]
+    plan: Any
+    updates: list[Any]
+
+
+def _alive(reference: Any) -> Any:
+    """Return the array of a weak reference; the reference itself, which is no array, once that is gone."""
+    if reference is None:
+        return None
+    array = reference()
+    return reference if array is None else array
+
+
 class _OnDevice:
     """The step of an optimizer whose parameters lie on a device; see kernels/step_gpu.py.
 
@@ -671,12 +704,13 @@ class _OnDevice:
         self._optimizer = optimizer
         groups = [place for place, group in enumerate(optimizer.param_groups) for _ in group["params"]]
         stem, _, _ = optimizer._rule(optimizer.param_groups[0])
-        module = kernels(stem, like)
-        self._steps = kernels("step", like).Steps(module.UPDATE, module.FINISH, like, groups)
-        self._update = kernels("step", like).Update
+        op, self._module = kernels(stem, like), kernels("step", like)
+        self._steps = self._module.Steps(op.UPDATE, op.FINISH, like, groups)
+        self._known: _Known | None = None
         self._tell()
 
     def _tell(self) -> None:
+        self._known = None
         # Bring what the host knows to the device: a state that was loaded, or used in host memory before.
         optimizer, xp = self._optimizer, self._steps.device.xp
         for entry, parameter in zip(optimizer._state, optimizer._parameters, strict=True):
@@ -719,36 +753,67 @@ class _OnDevice:
 
     def step(self, grads: list[Any]) -> StepReport:
         optimizer = self._optimizer
-        # Groups of one variant are one launch.
-        chosen: dict[Any, tuple[dict[str, bool], list[str], list[int]]] = {}
-        start = 0
         for group in optimizer.param_groups:
             optimizer._check_group(group)
+        given = [parameter.data for parameter in optimizer._parameters] + grads
+        variants = [optimizer._rule(group)[2] for group in optimizer.param_groups]
+        stream = self._steps.device.xp.cuda.get_current_stream().ptr
+        known = self._known
+        # An array on a device is for life what it is, up to its shape: the very same ones need no second check.
+        if (
+            known is not None
+            and known.stream == stream
+            and known.variants == variants
+            and all(map(operator.is_, map(_alive, known.arrays), given))
+        ):
+            checked, plan = None, known.plan
+            updates = [one.with_grads(grads) for one in known.updates]
+        else:
+            self._known = None
+            launches = self._launches(grads, variants)
+            if not launches:
+                limit = optimizer.max_norm
+                return StepReport(0.0, 1.0 if limit is None else clip_coefficient(0.0, limit), False)
+            checked = TensorSets([launch.sets for launch in launches])
+            updates = [
+                self._module.Update(lists, launch.indices, launch.variant)
+                for lists, launch in zip(checked.sets, launches, strict=True)
+            ]
+            plan = self._module.plan_of(updates)
+        self.refresh()
+        report = _DeviceReport(self._steps.run(plan, updates))
+        if optimizer.nonfinite == "raise" and report.skipped:
+            raise FloatingPointError(self._blame())
+        if checked is not None:
+            checked.done()
+            # Lists that hold copies of strided arrays are other lists than those that were given.
+            if all(
+                mine is entries
+                for launch, lists in zip(launches, checked.sets, strict=True)
+                for (_, entries, _), mine in zip(launch.sets, lists, strict=True)
+            ):
+                arrays = [None if array is None else weakref.ref(array) for array in given]
+                self._known = _Known(stream, variants, arrays, plan, [one.without_grads() for one in updates])
+        return report
+
+    def _launches(self, grads: list[Any], variants: list[dict[str, bool]]) -> list[_DeviceLaunch]:
+        # Groups of one variant are one launch.
+        optimizer = self._optimizer
+        chosen: dict[Any, tuple[dict[str, bool], list[str], list[int]]] = {}
+        start = 0
+        for group, variant in zip(optimizer.param_groups, variants, strict=True):
             end = start + len(group["params"])
             indices = [index for index in range(start, end) if grads[index] is not None]
             start = end
-            _, _, variant = optimizer._rule(group)
             if indices:
                 chosen.setdefault(tuple(variant.values()), (variant, optimizer._used(group), []))[2].extend(indices)
-        if not chosen:
-            limit = optimizer.max_norm
-            return StepReport(0.0, 1.0 if limit is None else clip_coefficient(0.0, limit), False)
-        sets = []
-        for _, keys, indices in chosen.values():
+        launches = []
+        for variant, keys, indices in chosen.values():
             data = [optimizer._parameters[index].data for index in indices]
             own = [(key, [self._array(index, key) for index in indices], True) for key in keys]
-            sets.append([("params", data, True), ("grads", [grads[index] for index in indices], False), *own])
-        checked = TensorSets(sets)
-        self.refresh()
-        updates = [
-            self._update(lists, indices, variant)
-            for lists, (variant, _, indices) in zip(checked.sets, chosen.values(), strict=True)
-        ]
-        report = _DeviceReport(self._steps.run(updates))
-        if optimizer.nonfinite == "raise" and report.skipped:
-            raise FloatingPointError(self._blame())
-        checked.done()
-        return report
+            sets = [("params", data, True), ("grads", [grads[index] for index in indices], False), *own]
+            launches.append(_DeviceLaunch(variant, indices, sets))
+        return launches
 
     def _array(self, index: int, key: str) -> Any:
         entry = self._optimizer._state[index]

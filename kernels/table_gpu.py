@@ -29,6 +29,7 @@ TABLES_KEPT = 64  # one of 4 times 148 tensors and 124 million elements takes 70
 
 _lock = threading.Lock()
 _tables: OrderedDict[Any, Table] = OrderedDict()  # in the order of use, the latest at the end
+_captured: list[Table] = []  # those that graphs read
 
 
 class Table:
@@ -55,7 +56,14 @@ class Table:
             xp.empty(size, np.float64) for size in (TERMS * tensors, tensors, 1, tensors + 2)
         )
         self.partial = xp.empty(TERMS * self.chunks, np.float64)
-        self.kept = False
+        self.kept = False  # by a graph
+
+    def use(self) -> None:
+        """Say that a launch reads the table: while a graph is captured it is kept for good."""
+        if not self.kept and capturing(self.device):
+            self.kept = True
+            with _lock:
+                _captured.append(self)
 
     def launch(self, kernel: cuda.Kernel, lists: Sequence[Sequence[Array]], *args: Any, **variant: Any) -> None:
         """Run a kernel that takes a chunk a block; `lists` are those of the table."""
@@ -102,9 +110,8 @@ def table_of(lists: Sequence[Sequence[Array]], numbers: Sequence[int] | None = N
             table = Table(device, lists, addresses, own)
         with _lock:
             _tables[key] = table
-            passing = [k for k, kept in _tables.items() if not kept.kept]
-            for old in passing[:-TABLES_KEPT]:
-                del _tables[old]
-    elif stream.is_capturing():
-        table.kept = True
+            if len(_tables) > TABLES_KEPT:
+                _tables.popitem(last=False)
+    else:
+        table.use()
     return table
