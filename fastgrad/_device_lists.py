@@ -1,7 +1,8 @@
 """The short way through the check of lists of device arrays, which costs more than many a step on a GPU.
 
-`fastgrad._checks` examines arrays one by one, at 7 us each: 4 ms for the 592 arrays of an Adam step of GPT-2 small, which
-takes a GPU 1 ms. Here is no error told, only whether there could be one. It takes 0.5 us an array.
+`fastgrad._checks` examines arrays one by one: the 592 of an Adam step of GPT-2 small take 3.4 ms on the emulated
+device, where an H200 needs 1 for the bytes of the step. Here no error is told, only whether there could be one, in a
+third of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def plain(sets: Sequence[Sequence[tuple[str, list[Array], bool]]]) -> bool:
     Plain is what `fastgrad.kernels.lists` calls plain: of one float dtype, C-contiguous and aligned, the lists of a set
     alike in shape, and no written array sharing memory with another one.
     """
-    arrays = sets[0][0][1]
+    arrays = sets[0][0][1] if sets else []
     if not arrays or device_module(arrays[0]) is None:
         return False
     kind, dtype = type(arrays[0]), arrays[0].dtype

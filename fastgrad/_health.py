@@ -132,9 +132,9 @@ class _DeviceHealth(Health):
 
     def __getattr__(self, name: str) -> Any:
         # Only for what is no attribute yet: the first column that is asked for brings all of them.
-        if name not in _COLUMNS or "_found" not in self.__dict__:
+        if name not in _COLUMNS:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-        found = self.__dict__.pop("_found").get()
+        found = self.__dict__["_found"].get()
         for column, kind, values in zip(_COLUMNS, [np.float64] * 2 + [np.int64] * 4, found, strict=True):
             array = values.astype(kind)
             array.flags.writeable = False
@@ -190,7 +190,8 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
 
     Returns:
         A `Health`: NumPy arrays `norm`, `max_abs`, `nan`, `inf`, `zero`, `subnormal`, `sizes`, an entry for each
-        tensor. A NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have norm 0.
+        tensor. A NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have
+        norm 0.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; names is no list of

@@ -7,79 +7,28 @@ which applies the clip coefficient as it goes. Each group is one kernel launch, 
 from __future__ import annotations
 
 import math
-import operator
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgrad._arrays import device_module, is_array, kind_name, to_host
+from fastgrad._arrays import copy_like, is_array, kind_name
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
+from fastgrad._step_report import StepReport
 from fastgrad.clipping import clip_coefficient
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
+
+if TYPE_CHECKING:
+    from fastgrad._device_step import OnDevice
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NONFINITE = ("skip", "raise", "propagate")
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a step did.
-
-    Of a step on a device the numbers stay there until the first of them is read, which waits for the step.
-
-    grad_norm: the global 2-norm of all gradients, before clipping.
-    clip_coefficient: the factor the gradients were taken with: below 1 where clipped, 0 in a step that was skipped.
-    skipped: whether nothing was changed because the norm was NaN or infinite.
-    """
-
-    grad_norm: float
-    clip_coefficient: float
-    skipped: bool
-
-
-class _DeviceReport(StepReport):
-    """A report that lies on a device, float64 (3,), until one of its numbers is read.
-
-    A step that was captured into a graph writes it anew in each replay; what was read once is not read again.
-    """
-
-    __slots__ = ("_found", "_numbers")
-
-    def __init__(self, found: Any) -> None:
-        object.__setattr__(self, "_found", found)
-        object.__setattr__(self, "_numbers", None)
-
-    def _read(self) -> list[float]:
-        if self._numbers is None:
-            object.__setattr__(self, "_numbers", self._found.get().tolist())
-        return self._numbers
-
-    grad_norm = property(lambda self: self._read()[0])  # type: ignore[assignment]
-    clip_coefficient = property(lambda self: self._read()[1])  # type: ignore[assignment]
-    skipped = property(lambda self: self._read()[2] != 0)  # type: ignore[assignment]
-
-    def _host(self) -> StepReport:
-        return StepReport(self.grad_norm, self.clip_coefficient, self.skipped)
-
-    def __eq__(self, other: object) -> bool:
-        return self._host() == (other._host() if isinstance(other, _DeviceReport) else other)
-
-    def __hash__(self) -> int:
-        return hash(self._host())
-
-    def __repr__(self) -> str:
-        return repr(self._host())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return StepReport, (self.grad_norm, self.clip_coefficient, self.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +90,7 @@ class Optimizer:
         self.nonfinite = nonfinite
         self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
         self._skipped = 0
-        self._device: _OnDevice | None = None
+        self._device: OnDevice | None = None
         self.param_groups: list[dict[str, Any]] = []
         self._defaults = defaults
         single = isinstance(params, np.ndarray | Parameter | Mapping) or is_array(params)
@@ -221,7 +170,7 @@ class Optimizer:
         """Return how many steps were left out because the norm was not finite; waits for a device."""
         return self._skipped if self._device is None else self._device.skipped_steps()
 
-    def _on_device(self) -> _OnDevice | None:
+    def _on_device(self) -> OnDevice | None:
         data = self._parameters[0].data
         if type(data) is np.ndarray:
             if self._device is not None:  # the parameters have been moved back
@@ -229,7 +178,9 @@ class Optimizer:
                 self._device = None
             return None
         if self._device is None:
-            self._device = _OnDevice(self, data)
+            from fastgrad._device_step import OnDevice
+
+            self._device = OnDevice(self, data)
         return self._device
 
     def refresh(self) -> None:
@@ -344,7 +295,7 @@ class Optimizer:
             elif key not in self._state_arrays:
                 raise ValueError(f"state_dict: parameter {place} has the unknown entry {key!r}")
             else:
-                array = _copy_like(value, data)
+                array = copy_like(value, data)
                 if array.shape != data.shape:
                     raise ValueError(
                         f"state_dict: expected shape {data.shape} for {key} of parameter {place}, got {array.shape}"
@@ -560,9 +511,7 @@ class RMSprop(Optimizer):
         return "rmsprop", [_sign(group), *self._rates(group)], variant
 
     def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
-        return [
-            self._launch("rmsprop", indices, self._used(group), (*self._rates(group), bool(group["maximize"])))
-        ]
+        return [self._launch("rmsprop", indices, self._used(group), (*self._rates(group), bool(group["maximize"])))]
 
 
 class Adam(Optimizer):
@@ -667,180 +616,8 @@ class AdamW(Adam):
         )
 
 
-class _DeviceLaunch(NamedTuple):
-    """One launch of a step on a device, before the check: the variant of its kernel, for which parameters, the lists."""
-
-    variant: dict[str, bool]
-    indices: list[int]
-    sets: list[tuple[str, list[Any], bool]]
-
-
-class _Known(NamedTuple):
-    """The step before: its stream, the groups' variants, all data and gradients, its tables, its launches."""
-
-    stream: int
-    variants: list[dict[str, bool]]
-    arrays: list[Any]
-    plan: Any
-    updates: list[Any]
-
-
-def _alive(reference: Any) -> Any:
-    """Return the array of a weak reference; the reference itself, which is no array, once that is gone."""
-    if reference is None:
-        return None
-    array = reference()
-    return reference if array is None else array
-
-
-class _OnDevice:
-    """The step of an optimizer whose parameters lie on a device; see kernels/step_gpu.py.
-
-    The arrays of a parameter's state are in the optimizer's `_state` as always. How many steps it has taken is on the
-    device: what was skipped there is known there.
-    """
-
-    def __init__(self, optimizer: Optimizer, like: Any) -> None:
-        self._optimizer = optimizer
-        groups = [place for place, group in enumerate(optimizer.param_groups) for _ in group["params"]]
-        stem, _, _ = optimizer._rule(optimizer.param_groups[0])
-        op, self._module = kernels(stem, like), kernels("step", like)
-        self._steps = self._module.Steps(op.UPDATE, op.FINISH, like, groups)
-        self._known: _Known | None = None
-        self._tell()
-
-    def _tell(self) -> None:
-        self._known = None
-        # Bring what the host knows to the device: a state that was loaded, or used in host memory before.
-        optimizer, xp = self._optimizer, self._steps.device.xp
-        for entry, parameter in zip(optimizer._state, optimizer._parameters, strict=True):
-            for key, value in entry.items():
-                if key != "step" and type(value) is not type(parameter.data):
-                    entry[key] = _copy_like(value, parameter.data)
-        # SGD keeps no count that torch would know: what has a buffer has taken a step.
-        counts = [entry.pop("step", int(bool(entry))) for entry in optimizer._state]
-        self._steps.steps[...] = xp.asarray(np.array(counts, np.int64))
-        self._steps.skipped[...] = xp.asarray(np.array([optimizer._skipped], np.int64))
-
-    def adopt(self) -> None:
-        """Go on from the state that the optimizer has loaded."""
-        self._tell()
-
-    def leave(self) -> None:
-        """Hand everything back to the optimizer, in host memory."""
-        optimizer = self._optimizer
-        optimizer._skipped = self.skipped_steps()
-        optimizer._state = [
-            {key: value if key == "step" else to_host(value) for key, value in entry.items()}
-            for entry in self.entries()
-        ]
-
-    def skipped_steps(self) -> int:
-        return int(self._steps.skipped.get()[0])
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Return the state of each parameter as it is in host memory: none before its first step."""
-        counted = "step" in self._optimizer._state_entries
-        return [
-            ({"step": steps, **entry} if counted else dict(entry)) if steps else {}
-            for steps, entry in zip(self._steps.steps.get().tolist(), self._optimizer._state, strict=True)
-        ]
-
-    def refresh(self) -> None:
-        optimizer = self._optimizer
-        numbers = [optimizer._rule(group)[1] for group in optimizer.param_groups]
-        self._steps.set(optimizer.max_norm, optimizer.nonfinite, numbers)
-
-    def step(self, grads: list[Any]) -> StepReport:
-        optimizer = self._optimizer
-        for group in optimizer.param_groups:
-            optimizer._check_group(group)
-        given = [parameter.data for parameter in optimizer._parameters] + grads
-        variants = [optimizer._rule(group)[2] for group in optimizer.param_groups]
-        stream = self._steps.device.xp.cuda.get_current_stream().ptr
-        known = self._known
-        # An array on a device is for life what it is, up to its shape: the very same ones need no second check.
-        if (
-            known is not None
-            and known.stream == stream
-            and known.variants == variants
-            and all(map(operator.is_, map(_alive, known.arrays), given))
-        ):
-            checked, plan = None, known.plan
-            updates = [one.with_grads(grads) for one in known.updates]
-        else:
-            self._known = None
-            launches = self._launches(grads, variants)
-            if not launches:
-                limit = optimizer.max_norm
-                return StepReport(0.0, 1.0 if limit is None else clip_coefficient(0.0, limit), False)
-            checked = TensorSets([launch.sets for launch in launches])
-            updates = [
-                self._module.Update(lists, launch.indices, launch.variant)
-                for lists, launch in zip(checked.sets, launches, strict=True)
-            ]
-            plan = self._module.plan_of(updates)
-        self.refresh()
-        report = _DeviceReport(self._steps.run(plan, updates))
-        if optimizer.nonfinite == "raise" and report.skipped:
-            raise FloatingPointError(self._blame())
-        if checked is not None:
-            checked.done()
-            # Lists that hold copies of strided arrays are other lists than those that were given.
-            if all(
-                mine is entries
-                for launch, lists in zip(launches, checked.sets, strict=True)
-                for (_, entries, _), mine in zip(launch.sets, lists, strict=True)
-            ):
-                arrays = [None if array is None else weakref.ref(array) for array in given]
-                self._known = _Known(stream, variants, arrays, plan, [one.without_grads() for one in updates])
-        return report
-
-    def _launches(self, grads: list[Any], variants: list[dict[str, bool]]) -> list[_DeviceLaunch]:
-        # Groups of one variant are one launch.
-        optimizer = self._optimizer
-        chosen: dict[Any, tuple[dict[str, bool], list[str], list[int]]] = {}
-        start = 0
-        for group, variant in zip(optimizer.param_groups, variants, strict=True):
-            end = start + len(group["params"])
-            indices = [index for index in range(start, end) if grads[index] is not None]
-            start = end
-            if indices:
-                chosen.setdefault(tuple(variant.values()), (variant, optimizer._used(group), []))[2].extend(indices)
-        launches = []
-        for variant, keys, indices in chosen.values():
-            data = [optimizer._parameters[index].data for index in indices]
-            own = [(key, [self._array(index, key) for index in indices], True) for key in keys]
-            sets = [("params", data, True), ("grads", [grads[index] for index in indices], False), *own]
-            launches.append(_DeviceLaunch(variant, indices, sets))
-        return launches
-
-    def _array(self, index: int, key: str) -> Any:
-        entry = self._optimizer._state[index]
-        if key not in entry:
-            data = self._optimizer._parameters[index].data
-            entry[key] = self._steps.device.xp.zeros(data.shape, data.dtype)
-        return entry[key]
-
-    def _blame(self) -> str:
-        named = []
-        for index, norm in zip(self._steps.taking_part, self._steps.norms.get().tolist(), strict=True):
-            if not math.isfinite(norm):
-                named.append(f"{self._optimizer._parameters[index].name or f'params[{index}]'} (norm {norm:g})")
-        return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
-
-
 def _sign(group: dict[str, Any]) -> float:
     return -1.0 if group["maximize"] else 1.0
-
-
-def _copy_like(value: Any, like: Any) -> Any:
-    """Return a C-contiguous copy of any array of the dtype of `like`, where that one lies."""
-    module = device_module(value)
-    if device_module(like) is not None:
-        host = value if module is not None else np.asarray(value)
-        return device_module(like).array(host, dtype=like.dtype, order="C")
-    return np.array(value.get() if module is not None else np.asarray(value), dtype=like.dtype, order="C")
 
 
 def _plain(value: Any) -> Any:

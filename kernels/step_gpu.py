@@ -14,7 +14,7 @@ import numpy as np
 
 from . import cuda
 from .norm_gpu import NO_LIMIT, sum_chunks
-from .table_gpu import Table, capturing, refuse_capture, table_of
+from .table_gpu import Table, current_stream, refuse_capture, table_of
 
 Array = Any
 
@@ -78,11 +78,13 @@ class Update(NamedTuple):
 class Plan(NamedTuple):
     """The tables of a step: good for as long as the arrays are the same ones, on the same stream.
 
+    on : the stream, by its address
     norms : of the gradients, which are its stream number `stream`
     numbers : the place of each among all parameters
     updates : of each update
     """
 
+    on: int
     norms: Table
     stream: int
     numbers: list[int]
@@ -97,12 +99,13 @@ class Plan(NamedTuple):
 def plan_of(updates: list[Update]) -> Plan:
     """Return the tables of a step, made now if need be; see `table_gpu.table_of`."""
     tables = [table_of(one.lists, one.indices) for one in updates]
+    on = current_stream(tables[0].device).ptr
     if len(updates) == 1:
-        return Plan(tables[0], 1, updates[0].indices, tables)
+        return Plan(on, tables[0], 1, updates[0].indices, tables)
     # In the order of the parameters, however they are launched.
     grads = _in_order(updates)
     numbers = sorted(index for one in updates for index in one.indices)
-    return Plan(table_of([grads], numbers), 0, numbers, tables)
+    return Plan(on, table_of([grads], numbers), 0, numbers, tables)
 
 
 def _in_order(updates: list[Update]) -> list[Array]:
@@ -132,7 +135,6 @@ class Steps:
         self.norms: Array = None
         self.taking_part: list[int] = []
         self._set: list[float] | None = None
-        self._kept: list[Array] = []  # reports that a graph writes to
 
     def set(self, max_norm: float | None, nonfinite: str, groups: Iterable[Sequence[float]]) -> None:
         """Bring the numbers of the groups to the device where they have changed.
@@ -150,14 +152,16 @@ class Steps:
             self.settings[...] = self.device.xp.asarray(np.array(settings))
         self._set = settings
 
+    def stream(self) -> int:
+        """Return the address of the stream on which a step would run now."""
+        return current_stream(self.device).ptr
+
     def run(self, plan: Plan, updates: list[Update]) -> Array:
         """Take a step and return its report, float64 (3,): norm, coefficient (0 where skipped), whether skipped."""
         device, table = self.device, plan.norms
         plan.use()
         sum_chunks(table, updates[0].lists if len(updates) == 1 else [_in_order(updates)], plan.stream)
-        report = device.xp.empty(3, np.float64)
-        if capturing(device):
-            self._kept.append(report)
+        report = table.result(3)
         self.finish(
             device, self.dtype, table.tensors, cuda.threads(device), *table.head, table.partial, table.totals,
             table.norms, table.arrived, self.settings, self.group, self.steps, self.own, self.control, self.skipped,
