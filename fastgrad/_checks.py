@@ -231,12 +231,14 @@ def _plan(sets: Sequence[Sequence[Group]]) -> Any:
     shapes = []
     for groups in sets:
         length = len(groups[0][1])
-        written = 0
-        for k, (_, entries, is_written) in enumerate(groups):
+        written, bit = 0, 1
+        for _, entries, is_written in groups:
             if len(entries) != length:
                 return None
             arrays += entries
-            written |= is_written << k
+            if is_written:
+                written |= bit
+            bit += bit
         shapes.append((len(groups), length, written))
     return _lists().take(tuple(shapes), arrays) if arrays and type(arrays[0]) is np.ndarray else None
 
@@ -359,7 +361,7 @@ class TensorGroups(TensorSets):
     __slots__ = ()
 
     def __init__(self, *groups: Group) -> None:
-        super().__init__([groups])
+        TensorSets.__init__(self, (groups,))  # super() takes 0.1 us more
 
     @property
     def lists(self) -> list[Any]:
@@ -394,7 +396,7 @@ def number(
             value = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}") from None
-    if low < value < high and (not finite or -math.inf < value < math.inf):
+    if (low < value < high or (value == low and not open_low)) and -math.inf < value < math.inf:
         return value
     inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
     if inside and (not finite or math.isfinite(value)):
@@ -409,7 +411,16 @@ def number(
     raise ValueError(f"{name}: expected {kind}{' ' if wanted else ''}{wanted}, got {value!r}")
 
 
-def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, high: int, meaning: str) -> Array:
+def integers(
+    name: str,
+    value: Any,
+    shape: tuple[int, ...] | None,
+    low: int,
+    high: int,
+    meaning: str,
+    like_name: str = "",
+    like: Array | None = None,
+) -> Array:
     """Return an integer array as contiguous int64, its entries inside [low, high).
 
     The entries of a device array are not looked at, which would wait for the device: its kernels mind the bounds.
@@ -417,13 +428,16 @@ def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, hig
     Args:
         shape: the shape expected; None for any.
         meaning: what the upper bound is, for the error: "the number of classes".
+        like: array beside which it must lie, called `like_name` in the error.
 
     Raises:
-        TypeError: not an array of integers.
+        TypeError: not an array of integers, or not of the kind of `like` (NumPy, CuPy).
         ValueError: another shape, or an entry out of range.
     """
     if not is_array(value):
         raise wrong_array(name, value)
+    if like is not None and type(value) is not type(like) and is_array(like):
+        _same_kind(name, value, like_name, like)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {value.dtype}; convert it with {name}.astype('int64')")
     if shape is not None and value.shape != shape:

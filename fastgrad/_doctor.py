@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastgrad import _machine
+from fastgrad import _gpu, _machine
 from fastgrad._dispatch import get_backend
 
 # What the kernels use of a processor, best first: feature in LLVM's name, in that of /proc/cpuinfo, name, bytes.
@@ -29,7 +30,6 @@ LAYERS = {
     "workqueue": "workqueue: parallel kernels of several Python threads take turns",
 }
 PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch")
-CUPY = ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x")
 MEASURED_BYTES = 1 << 26  # of each array that is copied: past most caches
 MEASURED_SECONDS = 0.12  # for each of six figures
 
@@ -250,9 +250,28 @@ def backend() -> Finding:
 
 
 def gpu() -> Finding:
-    cupy = next((f"{name} {_version(name)}" for name in CUPY if _version(name)), None)
-    driver = "an NVIDIA driver" if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA driver"
-    return Finding("gpu", f"not used, this version has no CUDA kernels; {cupy or 'no CuPy'}, {driver} found")
+    cupy, reason, advice = _gpu.gpu_status()
+    if cupy is None:
+        installed = sys.modules.get("cupy")
+        compiler, _ = ("", "") if installed is None else _nvrtc(installed)
+        return Finding("gpu", f"none: {reason}{compiler and ', '}{compiler}", advice)
+    runtime = cupy.cuda.runtime
+    parts = []
+    for ordinal in range(runtime.getDeviceCount()):
+        found = runtime.getDeviceProperties(ordinal)
+        capability = f"compute capability {found['major']}.{found['minor']}"
+        parts.append(f"{found['name'].decode()} ({capability}, {found['totalGlobalMem'] / 1e9:.0f} GB)")
+    compiler, advice = _nvrtc(cupy)
+    return Finding("gpu", ", ".join([*parts, f"CuPy {cupy.__version__}", compiler]), advice)
+
+
+def _nvrtc(cupy: Any) -> tuple[str, str]:
+    """Say whether the compiler of CUDA sources is there, and what to do if not."""
+    try:
+        major, minor = cupy.cuda.nvrtc.getVersion()
+    except Exception:  # each version of CuPy has another way to look for the library, and to fail
+        return "no NVRTC", 'it compiles the CUDA kernels: pip install "fastgrad[cuda13]" (or cuda12) brings it'
+    return f"NVRTC {major}.{minor}", ""
 
 
 # --- measurements

@@ -81,6 +81,7 @@ class Backend(StrEnum):
     """Kernels."""
 
     cpu = "cpu"
+    gpu = "gpu"
     reference = "reference"
 
 
@@ -222,10 +223,10 @@ def train(
         Backend | None,
         _option(
             "--backend",
-            metavar="cpu|reference",
+            metavar="cpu|gpu|reference",
             panel=TRAINING,
             default="cpu",
-            help="Kernels: cpu (Numba) or reference (naive NumPy).",
+            help="Kernels: cpu (Numba), gpu (CUDA; needs CuPy and an NVIDIA GPU) or reference (naive NumPy).",
         ),
     ] = None,
     steps: Annotated[

@@ -153,7 +153,11 @@ FG_FUNCTION(softplus) { return softplus_of(x * p0) / p0; }
 FG_FUNCTION(softplus_derivative) { return sigmoid_of(x * p0); }
 
 FG_FUNCTION(softsign) {
-    constexpr real_t largest = sizeof(real_t) == 4 ? real_t(3.4028234663852886e38) : real_t(1.7976931348623157e308);
+#ifdef FG_F32
+    constexpr real_t largest = 3.4028234663852886e38f;
+#else
+    constexpr real_t largest = 1.7976931348623157e308;  // NVRTC 13.5 refuses it in float, even where it is not taken
+#endif
     x = minimum(maximum(x, -largest), largest);
     return x / (abs_(x) + real_t(1));
 }

@@ -60,7 +60,7 @@ class Launch(Protocol):
 class Device(Protocol):
     """Where kernels run."""
 
-    xp: Any  # the module of its arrays: empty, zeros, array, matmul
+    xp: Any  # the module of its arrays: empty, zeros, array
     multiprocessors: int
     shared_memory: int  # bytes that a block may ask for
     block_limit: int  # threads a block at most; tests make it small
@@ -75,6 +75,10 @@ class Device(Protocol):
 
     def here(self) -> Any:
         """Return a context in which this is the current device."""
+        ...
+
+    def matmul(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
+        """Write op(a) op(b) into `out`, or add it; called by matmul_gpu.matmul, which checks."""
         ...
 
 
@@ -96,6 +100,17 @@ class _CuPyDevice:
 
     def here(self) -> Any:
         return self.xp.cuda.Device(self.ordinal)
+
+    def matmul(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
+        stream = self.xp.cuda.get_current_stream().ptr
+        self._cublas.matmul(stream, a, b, out, transpose_a, transpose_b, accumulate)
+
+    @functools.cached_property
+    def _cublas(self) -> Any:
+        from . import cublas
+
+        library = cublas.load(self.xp.cuda.runtime.runtimeGetVersion() // 1000)
+        return cublas.Cublas(library, lambda size: self.xp.empty(size, np.uint8))
 
     def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
         with self._lock, self.here():

@@ -18,6 +18,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", names, indirect=True)
     if "cpu_backend" in metafunc.fixturenames:
         metafunc.parametrize("cpu_backend", [n for n in names if n not in backends.DEVICES], indirect=True)
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", [n for n in names if n in backends.DEVICES], indirect=True)
+    if "trainer_backend" in metafunc.fixturenames:
+        # Hundreds of steps of a trainer take too long under the checker; test_train.py has cases of its own for it.
+        metafunc.parametrize("trainer_backend", [n for n in names if n != "emulated"])
     if "on_device" in metafunc.fixturenames:
         metafunc.parametrize("on_device", [n for n in names if n in backends.DEVICES], indirect=True)
 
@@ -45,6 +50,13 @@ def cpu_backend(request):
 def on_device(request):
     """Return what makes a public function run on device arrays, to set beside a result of the CPU."""
     return functools.partial(backends.on_device, request.param)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """Return the array module of a device, taken for the GPU by layers and the trainer."""
+    backends.stand_in(monkeypatch, request.param)
+    return backends.module(request.param)
 
 
 @pytest.fixture

@@ -253,6 +253,12 @@ class EmulatedDevice:
     def here(self) -> Any:
         return contextlib.nullcontext()
 
+    def matmul(
+        self, a: ndarray, b: ndarray, out: ndarray, transpose_a: bool, transpose_b: bool, accumulate: bool
+    ) -> None:
+        product = (a._host.T if transpose_a else a._host) @ (b._host.T if transpose_b else b._host)
+        out._host[...] = out._host + product if accumulate else product
+
     def function(self, text: str, name: str, shared: int) -> Any:
         from devtools.cuda_on_cpu import CpuModule
 

@@ -264,6 +264,36 @@ def test_checkpoints_with_wrong_values(values, finished, tmp_path):
     refused(run("train", "--resume", "--steps", 20, "--out", out))
 
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # whether CuPy is installed here or not
+
+
+def test_a_gpu_that_is_not_there(text, tmp_path):
+    options = [*QUICK, "--backend", "gpu", "--steps", 2]
+    refused(
+        run("train", text, *options, "--out", tmp_path / "out", env=NO_GPU),
+        "fastgrad: --backend gpu: no GPU can be used: CuPy ",
+        ", or stay on the CPU\n",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_from_a_gpu_goes_on_without(finished, tmp_path):
+    out = copied(finished, tmp_path / "out")
+    arrays, document = checkpoint.load(out)
+    checkpoint.save(out, arrays, {**document, "backend": "gpu"}, document["step"])
+    before = contents(out)
+    resume = ("train", "--resume", "--out", out, "--steps", 14, "--no-compare")
+    refused(
+        run(*resume, env=NO_GPU),
+        "checkpoint.json was written with --backend gpu, and no GPU can be used here: CuPy ",
+        ", or go on with --backend cpu\n",
+    )
+    assert contents(out) == before
+    result = run(*resume, "--backend", "cpu", env=NO_GPU)
+    assert result.returncode == 0, result.stderr
+    assert "backend cpu" in result.stderr and "step 14/14" in result.stderr
+
+
 def test_nan_stops_with_one_line(text, tmp_path):
     result = run("train", text, *QUICK, "--steps", 50, "--lr", "1e38", "--clip", 0, "--out", tmp_path / "out")
     assert result.returncode == 1 and result.stdout == ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fastgrad.kernels import runtime
 
 import fastgrad
-from fastgrad import _doctor, _machine
+from fastgrad import _doctor, _gpu, _machine
 
 TOPICS = [
     "versions", "processor", "vectors", "cores", "threads", "threading layer", "compile cache", "huge pages", "memory",
@@ -256,11 +257,36 @@ def test_the_reference_backend_is_a_limit():
         assert "set_backend(None)" in _doctor.backend().advice
 
 
-def test_gpu_says_whether_cupy_is_installed(monkeypatch):
-    monkeypatch.setattr(_doctor, "_version", lambda package: "14.0" if package == "cupy-cuda12x" else None)
-    assert "cupy-cuda12x 14.0" in _doctor.gpu().value
-    monkeypatch.setattr(_doctor, "_version", lambda package: None)
-    assert "no CuPy" in _doctor.gpu().value
+def devices(nvrtc) -> SimpleNamespace:
+    """Return a CuPy with two devices."""
+    found = [
+        {"name": name, "major": 9, "minor": 0, "totalGlobalMem": size * 10**9}
+        for name, size in ((b"NVIDIA H200", 150), (b"NVIDIA H100", 85))
+    ]
+    runtime = SimpleNamespace(getDeviceCount=lambda: 2, getDeviceProperties=found.__getitem__)
+    compiler = SimpleNamespace(getVersion=nvrtc)
+    return SimpleNamespace(__version__="14.2.0", cuda=SimpleNamespace(runtime=runtime, nvrtc=compiler))
+
+
+def test_gpus_and_their_compiler(monkeypatch):
+    monkeypatch.setattr(_gpu, "gpu_status", lambda: _gpu.GPUStatus(devices(lambda: (13, 0))))
+    found = "NVIDIA H200 (compute capability 9.0, 150 GB), NVIDIA H100 (compute capability 9.0, 85 GB), CuPy 14.2.0, "
+    assert _doctor.gpu() == _doctor.Finding("gpu", f"{found}NVRTC 13.0")
+
+    def missing():
+        raise RuntimeError("Failure finding libnvrtc.so.13")
+
+    monkeypatch.setattr(_gpu, "gpu_status", lambda: _gpu.GPUStatus(devices(missing)))
+    finding = _doctor.gpu()
+    assert finding.value == f"{found}no NVRTC" and 'pip install "fastgrad[cuda13]"' in finding.advice
+
+
+def test_no_gpu_is_said_with_its_reason(monkeypatch):
+    monkeypatch.setattr(_gpu, "gpu_status", lambda: _gpu.GPUStatus(None, "there is none", "buy one"))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert _doctor.gpu() == _doctor.Finding("gpu", "none: there is none", "buy one")
+    monkeypatch.setitem(sys.modules, "cupy", devices(lambda: (13, 0)))
+    assert _doctor.gpu().value == "none: there is none, NVRTC 13.0"
 
 
 def test_torch_is_not_imported_for_its_version():

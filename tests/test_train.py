@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from fastgrad.training import Config, Corpus, Diverged, Trainer, UserError, chec
 from fastgrad.training.compare import compare
 from fastgrad.training.curve import save_curve
 from fastgrad.training.progress import Goal, duration
+from fastgrad.training.run import Options, train
 from fastgrad.training.sample import sample
 from fastgrad.training.text import TrainingWindows, ValidationStreams
 
@@ -81,9 +83,9 @@ def assert_torchs_losses(backend, cell, dtype_name, **sizes):
 
 @pytest.mark.parametrize("dtype_name", ["float64", "float32"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_fifty_steps_give_torchs_losses(backend, cell, dtype_name):
+def test_fifty_steps_give_torchs_losses(trainer_backend, cell, dtype_name):
     sizes = {"embedding": 16, "hidden": 48, "layers": 2, "seq_length": 20, "batch": 5, "lr": 0.01, "clip": 0.5}
-    results = assert_torchs_losses(backend, cell, dtype_name, **sizes)
+    results = assert_torchs_losses(trainer_backend, cell, dtype_name, **sizes)
     clipped = sum(result.clip_coefficient < 1 for result in results)
     assert 0 < clipped < 50  # both sides of the clip were seen, and more than one epoch
 
@@ -145,9 +147,9 @@ def test_validation_predicts_each_character_once(size, batch):
     assert sorted(seen) == list(range(size - held_out, size)) and streams.count == held_out
 
 
-def test_validation_is_the_mean_over_the_text(backend):
+def test_validation_is_the_mean_over_the_text(trainer_backend):
     """With one stream, `validate` is a plain walk through the text that warms up on the window before."""
-    trainer = Trainer(Config(**{**TINY, "batch": 1}), CORPUS, backend)
+    trainer = Trainer(Config(**{**TINY, "batch": 1}), CORPUS, trainer_backend)
     for _ in range(3):
         trainer.train_step()
     codes, held_out = CORPUS.codes, CORPUS.validation_length(1)
@@ -163,10 +165,10 @@ def test_validation_is_the_mean_over_the_text(backend):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_resuming_is_bit_for_bit(backend, cell, layers, tmp_path):
+def test_resuming_is_bit_for_bit(trainer_backend, cell, layers, tmp_path):
     config = Config(cell=cell, layers=layers, **TINY)
-    whole = Trainer(config, CORPUS, backend)
-    half = Trainer(config, CORPUS, backend)
+    whole = Trainer(config, CORPUS, trainer_backend)
+    half = Trainer(config, CORPUS, trainer_backend)
     epoch = len(CORPUS.codes) // (TINY["batch"] * TINY["seq_length"])
     for step in range(2 * epoch):  # on both sides of an epoch's end
         whole.train_step()
@@ -176,7 +178,7 @@ def test_resuming_is_bit_for_bit(backend, cell, layers, tmp_path):
             half.validate()
             checkpoint.save(tmp_path, *half.capture(), half.step)
             arrays, contents = checkpoint.load(tmp_path)
-            half = Trainer(Config.from_dict(contents["config"]), CORPUS, backend)
+            half = Trainer(Config.from_dict(contents["config"]), CORPUS, trainer_backend)
             half.restore(arrays, contents)
     assert whole.windows.epoch > 0 and whole.history == half.history and whole.validations == half.validations
     ours, theirs = whole.capture()[0], half.capture()[0]
@@ -323,8 +325,8 @@ def test_damage_is_found(tmp_path, what):
         checkpoint.load(tmp_path)
 
 
-def test_nan_stops_training(backend):
-    trainer = Trainer(Config(**TINY, lr=1e38, clip=0.0), CORPUS, backend)
+def test_nan_stops_training(trainer_backend):
+    trainer = Trainer(Config(**TINY, lr=1e38, clip=0.0), CORPUS, trainer_backend)
     with pytest.raises(Diverged, match=r"the loss became (nan|inf) at step \d+; try a smaller --lr"):
         for _ in range(20):
             trainer.train_step()
@@ -351,8 +353,8 @@ def test_no_clipping():
     assert [trainer.train_step().clip_coefficient for _ in range(3)] == [1.0] * 3
 
 
-def test_sample(backend):
-    trainer = Trainer(Config(**TINY), CORPUS, backend)
+def test_sample(trainer_backend):
+    trainer = Trainer(Config(**TINY), CORPUS, trainer_backend)
     for _ in range(5):
         trainer.train_step()
     before = trainer.capture()[1]["windows"]
@@ -380,7 +382,8 @@ def test_compare_leaves_the_trainer_as_it_is():
     before = trainer.capture()
     arrays = {name: array.copy() for name, array in before[0].items()}
     result = compare(trainer, turns=3, steps=2)
-    assert result.cpu > 0 and result.reference > 0 and (result.turns, result.steps) == (3, 2)
+    assert result.backends == ("cpu", "reference") and min(result.speeds) > 0
+    assert (result.turns, result.steps) == (3, 2)
     assert str(result).endswith("x, medians of 3 turns of 2 steps each")
     after = trainer.capture()
     assert after[1] == before[1]
@@ -457,3 +460,138 @@ def test_the_backends_agree():
         losses[name] = [trainer.train_step().loss for _ in range(5)]
         assert fastgrad.get_backend() is None
     np.testing.assert_allclose(losses["cpu"], losses["reference"], rtol=1e-10)
+
+
+# --- on a GPU, or the device that stands in for one
+
+MICRO = {"embedding": 5, "hidden": 6, "seq_length": 5, "batch": 3}
+
+
+@pytest.mark.parametrize("dtype_name", ["float32", "float64"])
+@pytest.mark.parametrize(("cell", "layers"), [("lstm", 2), ("gru", 1)])
+def test_a_gpu_gives_the_losses_of_the_cpu(device, cell, layers, dtype_name):
+    config = Config(cell=cell, layers=layers, dtype=dtype_name, **MICRO)
+    there, here = Trainer(config, CORPUS, "gpu"), Trainer(config, CORPUS, "cpu")
+    for _ in range(5):
+        there.train_step()
+        here.train_step()
+    tolerance = {"float32": 2e-6, "float64": 1e-13}[dtype_name]
+    for name, values in here.history.items():
+        np.testing.assert_allclose(there.history[name], values, rtol=tolerance, err_msg=name)
+    assert there.validate() == pytest.approx(here.validate(), rel=tolerance)
+    arrays = {**there.model.state_dict(), **{f"state {k}": part for k, part in enumerate(there.state)}}
+    assert {type(array) for array in arrays.values()} == {device.ndarray}
+    assert there.step == here.step == 5 and there.validations[0][0] == 5
+
+
+def test_a_step_on_a_gpu_waits_for_nothing(device, monkeypatch):
+    """Results come in one transfer for each column, every READ_EVERY steps or when somebody asks."""
+    if device.__name__ == "cupy":
+        pytest.skip("CuPy's arrays can't be watched")
+    trainer = Trainer(Config(**MICRO), CORPUS, "gpu")
+    reads = []
+
+    def watch(name):
+        original = getattr(device.ndarray, name)
+
+        def watched(self, *args):
+            reads.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(device.ndarray, name, watched)
+
+    for name in ("get", "item", "tolist", "__float__", "__int__", "__bool__"):
+        watch(name)
+    for _ in range(3):
+        trainer.train_step()
+    assert reads == [] and trainer.step == 3
+    assert len(trainer.history["loss"]) == 3 and reads == ["get"] * 3
+    monkeypatch.setattr("fastgrad.training.trainer.READ_EVERY", 2)
+    trainer.train_step()
+    assert len(reads) == 3
+    trainer.train_step()
+    assert len(reads) == 6 and trainer.step == 5
+
+
+@pytest.mark.parametrize(("first", "second"), [("gpu", "gpu"), ("gpu", "cpu"), ("cpu", "gpu")])
+def test_checkpoints_cross_devices(device, first, second, tmp_path):
+    config = Config(cell="lstm", **MICRO)
+    whole = Trainer(config, CORPUS, first)
+    for _ in range(2):
+        whole.train_step()
+    checkpoint.save(tmp_path, *whole.capture(), whole.step)
+    arrays, contents = checkpoint.load(tmp_path)
+    assert {type(array) for array in arrays.values()} == {np.ndarray}
+    other = Trainer(config, CORPUS, second)
+    other.restore(arrays, contents)
+    now, values = other.capture()
+    assert now.keys() == arrays.keys() and json.loads(json.dumps(values)) == contents
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(now[name], array, err_msg=name)
+    for _ in range(2):
+        whole.train_step()
+        other.train_step()
+    if first == second:
+        assert whole.history == other.history
+    np.testing.assert_allclose(whole.history["loss"], other.history["loss"], rtol=2e-6)
+
+
+def test_a_sample_from_a_gpu(device):
+    trainer = Trainer(Config(cell="gru", **MICRO), CORPUS, "gpu")
+    trainer.train_step()
+    before = trainer.state.get()
+    text = sample(trainer, 8, 0.8, seed=1)
+    assert text == sample(trainer.copy("cpu"), 8, 0.8, seed=1)
+    np.testing.assert_array_equal(trainer.state.get(), before)
+
+
+def test_divergence_on_a_gpu_is_found_when_it_is_read(device, monkeypatch):
+    monkeypatch.setattr("fastgrad.training.trainer.READ_EVERY", 4)
+    trainer = Trainer(Config(**MICRO, lr=1e38, clip=0.0), CORPUS, "gpu")
+    with pytest.raises(Diverged, match=r"the loss became (nan|inf) at step \d; try a smaller --lr"):
+        for _ in range(9):
+            trainer.train_step()
+    assert trainer.step < 8 and np.isfinite(trainer.history["loss"]).all()
+
+
+def test_gradients_that_stay_nonfinite_on_a_gpu(device, monkeypatch):
+    trainer = Trainer(Config(cell="gru", **MICRO), CORPUS, "gpu")
+    before = {name: array.get() for name, array in trainer.model.state_dict().items()}
+    original = trainer.model.backward
+
+    def poisoned(dy):
+        original(dy)
+        trainer.model.head.bias.grad[0] = np.inf
+
+    monkeypatch.setattr(trainer.model, "backward", poisoned)
+    for _ in range(11):
+        trainer.train_step()
+    with pytest.raises(Diverged, match="not finite in the 10 steps up to 10"):
+        _ = trainer.history
+    for name, array in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(array.get(), before[name], err_msg=name)
+
+
+def test_the_comparison_of_a_gpu_is_with_the_cpu(device):
+    trainer = Trainer(Config(cell="gru", **MICRO), CORPUS, "gpu")
+    result = compare(trainer, turns=1, steps=1)
+    assert result.backends == ("gpu", "cpu") and min(result.speeds) > 0
+    assert " characters/s on the GPU, " in str(result) and " on the CPU (--backend cpu): " in str(result)
+
+
+def test_a_whole_run_on_a_gpu_goes_on_without_it(device, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(words(200), encoding="utf-8")
+    options = Options(
+        source=str(text), out=tmp_path / "out", model={"cell": "gru", **MICRO}, backend="gpu", steps=3,
+        sample_length=5, comparison=False,
+    )  # fmt: skip
+    assert train(options) == 0
+    shown = capsys.readouterr()
+    assert "backend gpu" in shown.err and "step 3/3" in shown.err and "validation: " in shown.out
+    document = checkpoint.load(options.out)[1]
+    assert document["backend"] == "gpu" and document["step"] == 3
+    resumed = dataclasses.replace(options, source=None, model={}, resume=True, backend="cpu", steps=5)
+    assert train(resumed) == 0 and checkpoint.load(options.out)[1]["backend"] == "cpu"
+    assert train(dataclasses.replace(resumed, backend="gpu", steps=6)) == 0
+    assert checkpoint.load(options.out)[1]["backend"] == "gpu"

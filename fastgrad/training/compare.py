@@ -1,4 +1,7 @@
-"""The honest line: these kernels against naive NumPy under the same trainer, by turns in this process."""
+"""The honest line: these kernels against naive NumPy under the same trainer, by turns in this process.
+
+A trainer on a GPU is compared with the kernels of the CPU instead.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,26 @@ PAUSE = 0.15
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median characters per second of `turns` turns of `steps` steps for each backend."""
+    """Median characters per second of `turns` turns of `steps` steps for two backends, the first the one in question.
 
-    cpu: float
-    reference: float
+    backends: ("cpu", "reference") or ("gpu", "cpu"); speeds: of each.
+    """
+
+    backends: tuple[str, str]
+    speeds: tuple[float, float]
     turns: int
     steps: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.cpu:,.0f} characters/s with fastgrad kernels, {self.reference:,.0f} with naive NumPy "
-            f"(--backend reference): {self.cpu / self.reference:.1f}x, medians of {_count(self.turns, 'turn')} of "
-            f"{_count(self.steps, 'step')} each"
-        )
+        ours, other = self.speeds
+        if self.backends[0] == "gpu":
+            what = f"{ours:,.0f} characters/s on the GPU, {other:,.0f} on the CPU (--backend cpu)"
+        else:
+            what = (
+                f"{ours:,.0f} characters/s with fastgrad kernels, {other:,.0f} with naive NumPy (--backend reference)"
+            )
+        turns, steps = _count(self.turns, "turn"), _count(self.steps, "step")
+        return f"{what}: {ours / other:.1f}x, medians of {turns} of {steps} each"
 
 
 def _count(number: int, what: str) -> str:
@@ -35,32 +45,34 @@ def _count(number: int, what: str) -> str:
 
 
 def compare(trainer: Trainer, turns: int = 5, steps: int = 10, seconds: float = 12.0) -> Comparison:
-    """Time copies of `trainer` on both backends by turns, in about `seconds`: fewer steps and turns where it must be.
+    """Time copies of `trainer` on two backends by turns, in about `seconds`: fewer steps and turns where it must be.
 
     The copies start from the same state and see the same text. The first step of each is not counted: it may compile.
     """
-    racers = {backend: trainer.copy(backend) for backend in ("cpu", "reference")}
-    _time(racers["cpu"], 1)
+    ours, other = backends = ("gpu", "cpu") if trainer.backend == "gpu" else ("cpu", "reference")
+    racers = {backend: trainer.copy(backend) for backend in backends}
+    _time(racers[ours], 1)
+    if other == "cpu":
+        _time(racers[other], 1)
     deadline = time.perf_counter() + seconds
-    # Nothing compiles in the reference, so that its first step tells how many fit; the other takes half at most.
-    pair = 1.5 * _time(racers["reference"], 1)
+    # Nothing compiles in it any more, so that its next step tells how many fit; the faster one takes half at most.
+    pair = 1.5 * _time(racers[other], 1)
     steps = max(1, min(steps, int((deadline - time.perf_counter()) / (turns * pair))))
     times: dict[str, list[float]] = {backend: [] for backend in racers}
     for _ in range(turns):
-        if times["cpu"] and time.perf_counter() + steps * pair > deadline:
+        if times[ours] and time.perf_counter() + steps * pair > deadline:
             break
         for backend, racer in racers.items():
             # OpenBLAS's threads spin for some 110 ms behind a product, on the cores that the next turn is to have.
             time.sleep(PAUSE)
             times[backend].append(_time(racer, steps))
-    speeds = {
-        backend: steps * trainer.characters_per_step / statistics.median(values) for backend, values in times.items()
-    }
-    return Comparison(speeds["cpu"], speeds["reference"], len(times["cpu"]), steps)
+    speeds = [steps * trainer.characters_per_step / statistics.median(times[backend]) for backend in backends]
+    return Comparison(backends, (speeds[0], speeds[1]), len(times[ours]), steps)
 
 
 def _time(trainer: Trainer, steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         trainer.train_step()
+    _ = trainer.history  # waits for a GPU
     return time.perf_counter() - start

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from fastgrad import softmax_cross_entropy
+from fastgrad._arrays import Array
 from fastgrad.layers import GRU, LSTM, Embedding, Layer, Linear
 from fastgrad.training.errors import UserError
 
 __all__ = ["CharacterModel", "Config"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # No size of a sensible model is larger, and arithmetic on sizes stays far from overflow.
 LARGEST = 1_000_000
@@ -81,10 +80,10 @@ class CharacterModel(Layer):
         """Add to all gradients, for the gradient dy (T, B, V) of the logits; none flows out of the first state."""
         self.embedding.backward(self.rnn.backward(self.head.backward(dy)))
 
-    def loss(self, x: Array, targets: Array, state: Any) -> tuple[float, Array, Any]:
-        """Return the mean cross-entropy in nats, its gradient by the logits (T, B, V), and the new state."""
+    def loss(self, x: Array, targets: Array, state: Any) -> tuple[Array, Array, Any]:
+        """Return the mean cross-entropy in nats (0-d), its gradient by the logits (T, B, V), and the new state."""
         logits, state = self.forward(x, state)
         flat = logits.reshape(-1, logits.shape[-1])
         # The gradient takes the place of the logits, which nobody needs again: 0.8 MB less to write at default size.
         loss, _ = softmax_cross_entropy(flat, targets.reshape(-1), out=flat)
-        return float(loss), logits, state
+        return loss, logits, state

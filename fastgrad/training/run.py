@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from fastgrad._gpu import gpu_status
 from fastgrad.training import checkpoint
 from fastgrad.training.compare import compare
 from fastgrad.training.curve import save_curve
@@ -21,7 +22,7 @@ from fastgrad.training.model import Config
 from fastgrad.training.progress import Goal, Progress, duration
 from fastgrad.training.sample import sample
 from fastgrad.training.text import BUILT_IN, Corpus, read_text
-from fastgrad.training.trainer import Trainer
+from fastgrad.training.trainer import BACKENDS, Trainer
 
 __all__ = ["DEFAULT_MINUTES", "DEFAULT_STEPS", "Options", "train"]
 
@@ -170,7 +171,7 @@ def _report(session: Session, options: Options, again: str) -> None:
         text = sample(trainer, options.sample_length, options.temperature, trainer.config.seed)
         print(f"sample (temperature {options.temperature:g}):\n{_printable(text)}\n", flush=True)
     if options.comparison:
-        _say("comparing with naive NumPy ...")
+        _say(f"comparing with {'the CPU' if trainer.backend == 'gpu' else 'naive NumPy'} ...")
         print(f"speed: {compare(trainer)}", flush=True)
     print(f"curve: {options.out / 'curve.png'}")
     more = f"--steps {2 * session.goal.steps}" if session.goal.steps else f"--minutes {session.seconds / 30:.3g}"
@@ -205,7 +206,7 @@ def _resumed(options: Options) -> Session:
         source, backend = str(contents["text"]), str(contents["backend"])
         plan = Goal(contents["plan"]["steps"], contents["plan"]["seconds"])
         seconds, step = float(contents["trained_seconds"]), int(contents["step"])
-        if backend not in ("cpu", "reference") or not 0.0 <= seconds < math.inf or step < 0:
+        if backend not in BACKENDS or not 0.0 <= seconds < math.inf or step < 0:
             raise ValueError(f"backend {backend!r}, step {step}, trained_seconds {seconds}")
         plan.fraction(step, seconds)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, UserError) as error:
@@ -226,6 +227,13 @@ def _resumed(options: Options) -> Session:
             f"nothing is left to train: the checkpoint is at step {step:,} after {seconds / 60:.2f} minutes; give a "
             "larger total with --steps or --minutes"
         )
+    if options.backend is None and backend == "gpu":
+        status = gpu_status()
+        if status.cupy is None:
+            raise UserError(
+                f"{path} was written with --backend gpu, and no GPU can be used here: {status.reason}; "
+                f"{status.advice}, or go on with --backend cpu"
+            )
     trainer = Trainer(config, Corpus.from_text(read_text(source)), options.backend or backend)
     try:
         trainer.restore(arrays, contents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import fastgrad
+from fastgrad._arrays import to_host
 from fastgrad.training.trainer import Trainer
 
 __all__ = ["sample"]
@@ -20,10 +21,10 @@ def sample(trainer: Trainer, length: int, temperature: float, seed: int = 0) -> 
     vocabulary = trainer.corpus.vocabulary
     code = max(vocabulary.find("\n"), 0)
     state, codes = None, []
-    with fastgrad.backend(trainer.backend):
+    with fastgrad.backend(trainer.kernels):
         for _ in range(length):
-            logits, state = trainer.model.forward(np.array([[code]], dtype=np.int64), state)
-            scores = logits.reshape(-1).astype(np.float64)
+            logits, state = trainer.model.forward(trainer.place(np.array([[code]], dtype=np.int64)), state)
+            scores = to_host(logits).reshape(-1).astype(np.float64)
             if temperature > 0:
                 # Gumbel's trick: the largest of scores / temperature + Gumbel noise is a draw from the softmax.
                 scores = scores / temperature + rng.gumbel(size=scores.shape)

@@ -6,18 +6,17 @@ Dimension letters: N characters of the text, V of the vocabulary, B streams, T c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastgrad._arrays import Array
 from fastgrad.training.errors import UserError
 
 __all__ = ["BUILT_IN", "Corpus", "TrainingWindows", "ValidationStreams", "read_text"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # The name under which a checkpoint remembers the text that needs no file.
 BUILT_IN = "pydoc_data.topics"
@@ -101,16 +100,23 @@ class TrainingWindows:
 
     A window's targets are the characters that follow. Stream b continues where it stopped in the window before, which
     is what makes a carried state right. Each epoch starts at a random offset below T, so that windows fall differently.
-    The training text must hold B * T + 1 characters or more.
+    The training text must hold B * T + 1 characters or more. `place` takes the streams to where the model is, once.
     Where the next window starts and the random generator are the whole state: see `state` and `restore`.
     """
 
-    def __init__(self, codes: Array, batch: int, seq_length: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        codes: Array,
+        batch: int,
+        seq_length: int,
+        rng: np.random.Generator,
+        place: Callable[[Array], Array] = np.asarray,
+    ) -> None:
         length = (len(codes) - 1) // batch
         self.seq_length = seq_length
         # (S + 1, B): a window is a contiguous block of rows, so that the model gets views and nothing is copied.
         starts = np.arange(batch) * length
-        self._streams = np.ascontiguousarray(codes[starts[None, :] + np.arange(length + 1)[:, None]])
+        self._streams = place(np.ascontiguousarray(codes[starts[None, :] + np.arange(length + 1)[:, None]]))
         self._rng = rng
         self.epoch = 0
         self._position = self._offset()
@@ -151,10 +157,18 @@ class ValidationStreams:
     """The end of the text in B streams of equal length, each with the text before it to warm the state up.
 
     Every validation character is predicted exactly once, and by a model that has read the `warm_up` characters before
-    its stream (they count nothing): cutting the text for speed doesn't change what is measured.
+    its stream (they count nothing): cutting the text for speed doesn't change what is measured. `place` is as in
+    TrainingWindows.
     """
 
-    def __init__(self, codes: Array, validation_length: int, batch: int, window: int) -> None:
+    def __init__(
+        self,
+        codes: Array,
+        validation_length: int,
+        batch: int,
+        window: int,
+        place: Callable[[Array], Array] = np.asarray,
+    ) -> None:
         streams = max(1, min(batch, validation_length))
         length = validation_length // streams
         self.count = streams * length
@@ -163,7 +177,7 @@ class ValidationStreams:
         self.window = window
         starts = first - 1 - self.warm_up + np.arange(streams) * length
         rows = np.arange(self.warm_up + length + 1)
-        self._streams = np.ascontiguousarray(codes[starts[None, :] + rows[:, None]])
+        self._streams = place(np.ascontiguousarray(codes[starts[None, :] + rows[:, None]]))
 
     def windows(self) -> Iterator[tuple[Array, Array | None]]:
         """Yield inputs (T, B) and targets (T, B), or None as targets while warming up; T shrinks in the last window."""

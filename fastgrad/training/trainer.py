@@ -5,26 +5,31 @@
 
 A Trainer has no clock, no files and no output; `fastgrad.training.run` has those. Its whole state goes through
 `capture` and `restore`, so that a restored trainer goes on bit for bit.
+
+On a GPU the text, the model and the optimizer's state stay there, and a step only launches: losses and norms are read
+READ_EVERY steps at a time, or when somebody asks for `history`. The host runs ahead of the device by so many at most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import fastgrad
+from fastgrad import _gpu
+from fastgrad._arrays import Array, device_module, is_array, to_host
 from fastgrad.optim import Adam
 from fastgrad.training.errors import Diverged, UserError
 from fastgrad.training.model import CharacterModel, Config
 from fastgrad.training.text import Corpus, TrainingWindows, ValidationStreams
 
-__all__ = ["BITS", "StepResult", "Trainer"]
+__all__ = ["BACKENDS", "BITS", "StepResult", "Trainer"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
+BACKENDS = ("cpu", "gpu", "reference")
 
 # Bits in a nat: losses are in nats, reports in bits per character.
 BITS = 1.0 / math.log(2.0)
@@ -32,44 +37,65 @@ BITS = 1.0 / math.log(2.0)
 # So many steps in a row whose gradients were not finite, and training is over.
 HOPELESS = 10
 
+# On a GPU, steps whose results are read together. A run that has diverged goes on for so many at most.
+READ_EVERY = 32
+
 HISTORY = ("loss", "grad_norm", "clip_coefficient")
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss: mean cross-entropy in nats before the update; grad_norm before clipping; clip_coefficient, 0 if skipped."""
+    """loss: mean cross-entropy in nats before the update; grad_norm before clipping; clip_coefficient, 0 if skipped.
 
-    loss: float
-    grad_norm: float
-    clip_coefficient: float
+    On a GPU these may be 0-d arrays there: float() of one waits for the step.
+    """
+
+    loss: Any
+    grad_norm: Any
+    clip_coefficient: Any
 
 
 class Trainer:
     """A model, its optimizer and its place in the text.
 
-    config: sizes and values; corpus: the text; backend: the kernels, "cpu" or "reference".
-    Raises UserError when the text is too short for the configuration.
+    config: sizes and values; corpus: the text; backend: the kernels, "cpu", "gpu" or "reference".
+    Raises UserError when the text is too short for the configuration, and where there is no GPU for backend "gpu".
     """
 
     def __init__(self, config: Config, corpus: Corpus, backend: str = "cpu") -> None:
         corpus.require(config.batch, config.seq_length)
         self.config, self.corpus, self.backend = config, corpus, backend
+        self.place = _placer(backend)
+        # The arrays of a GPU choose their kernels by themselves.
+        self.kernels = None if backend == "gpu" else backend
         self.model = CharacterModel(config, len(corpus.vocabulary), np.random.default_rng([config.seed, 0]))
+        self.model.to("gpu" if backend == "gpu" else "cpu")
         self.optimizer = Adam(self.model.parameters(), lr=config.lr, max_norm=config.clip or None)
         held_out = corpus.validation_length(config.batch)
         split = len(corpus.codes) - held_out
         rng = np.random.default_rng([config.seed, 1])
-        self.windows = TrainingWindows(corpus.codes[:split], config.batch, config.seq_length, rng)
-        self.validation = ValidationStreams(corpus.codes, held_out, config.batch, config.seq_length)
+        self.windows = TrainingWindows(corpus.codes[:split], config.batch, config.seq_length, rng, self.place)
+        self.validation = ValidationStreams(corpus.codes, held_out, config.batch, config.seq_length, self.place)
         self.state: Any = None
-        # One entry a step, in nats; validations are (step, bits per character).
-        self.history: dict[str, list[float]] = {name: [] for name in HISTORY}
+        self._history: dict[str, list[float]] = {name: [] for name in HISTORY}
+        # Results of steps that lie on a device still.
+        self._unread: list[StepResult] = []
+        # (step, bits per character)
         self.validations: list[tuple[int, float]] = []
 
     @property
     def step(self) -> int:
         """The number of steps taken."""
-        return len(self.history["loss"])
+        return len(self._history["loss"]) + len(self._unread)
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Loss in nats, gradient norm and clip coefficient of each step; waits for a GPU.
+
+        Raises Diverged when a step on a GPU turns out to have had a loss that is not finite.
+        """
+        self._read()
+        return self._history
 
     @property
     def characters_per_step(self) -> int:
@@ -77,35 +103,55 @@ class Trainer:
         return self.config.batch * self.config.seq_length
 
     def train_step(self) -> StepResult:
-        """Learn from the next window. Raises Diverged when the loss is not finite, before any parameter changes."""
-        with fastgrad.backend(self.backend):
+        """Learn from the next window. Raises Diverged when the loss is not finite, before any parameter changes.
+
+        On a GPU that is raised up to READ_EVERY steps later; what they have changed is worth nothing.
+        """
+        with fastgrad.backend(self.kernels):
             x, targets, epoch_begins = self.windows.next()
             state = None if epoch_begins else self.state
             self.optimizer.zero_grad()
             loss, dlogits, state = self.model.loss(x, targets, state)
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss became {loss} at step {self.step + 1}; try a smaller --lr or --clip")
+            if device_module(loss) is None:
+                loss = float(loss)
+                _check_loss(loss, self.step + 1)
             self.model.backward(dlogits)
             report = self.optimizer.step()
         self.state = state
-        for name, value in zip(HISTORY, (loss, report.grad_norm, report.clip_coefficient), strict=True):
-            self.history[name].append(value)
-        if report.skipped and not any(self.history["clip_coefficient"][-HOPELESS:]) and self.step >= HOPELESS:
-            raise Diverged(
-                f"the gradients were not finite in the {HOPELESS} steps up to {self.step}; try a smaller --lr"
-            )
-        return StepResult(loss, report.grad_norm, report.clip_coefficient)
+        result = StepResult(loss, report.grad_norm, report.clip_coefficient)
+        self._unread.append(result)
+        if device_module(loss) is None or len(self._unread) >= READ_EVERY:
+            self._read()
+        return result
+
+    def _read(self) -> None:
+        """Take the results of the last steps into the history, up to the first that ends training."""
+        unread, self._unread = self._unread, []
+        columns = [_floats([getattr(result, name) for result in unread]) for name in HISTORY]
+        for values in zip(*columns, strict=True):
+            _check_loss(values[0], len(self._history["loss"]) + 1)
+            for name, value in zip(HISTORY, values, strict=True):
+                self._history[name].append(value)
+            last = self._history["grad_norm"][-HOPELESS:]
+            if len(last) == HOPELESS and not any(map(math.isfinite, last)):
+                raise Diverged(
+                    f"the gradients were not finite in the {HOPELESS} steps up to {len(self._history['loss'])}; "
+                    "try a smaller --lr"
+                )
 
     def validate(self) -> float:
         """Return the bits per character on the last 5 % of the text, and add them to `validations`."""
-        total, state = 0.0, None
-        with fastgrad.backend(self.backend):
+        self._read()
+        losses, sizes, state = [], [], None
+        with fastgrad.backend(self.kernels):
             for x, targets in self.validation.windows():
                 if targets is None:
                     _, state = self.model.rnn.forward(self.model.embedding.forward(x), state)
                 else:
                     loss, _, state = self.model.loss(x, targets, state)
-                    total += loss * targets.size
+                    losses.append(loss)
+                    sizes.append(targets.size)
+        total = sum(loss * size for loss, size in zip(_floats(losses), sizes, strict=True))
         bits = total / self.validation.count * BITS
         if not math.isfinite(bits):
             raise Diverged(f"the validation loss became {bits} at step {self.step}; try a smaller --lr or --clip")
@@ -113,20 +159,23 @@ class Trainer:
         return bits
 
     def capture(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return the arrays and the JSON values that `restore` needs; the arrays are the trainer's own."""
-        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        """Return the arrays and the JSON values that `restore` needs, on any backend.
+
+        The arrays are NumPy's: the trainer's own, or copies of what lies on a GPU.
+        """
+        arrays = {f"model.{name}": to_host(array) for name, array in self.model.state_dict().items()}
         optimizer = self.optimizer.state_dict()
         scalars: dict[str, dict[str, Any]] = {}
         for index, entry in optimizer["state"].items():
             for key, value in entry.items():
-                if isinstance(value, np.ndarray):
-                    arrays[f"optimizer.{index}.{key}"] = value
+                if is_array(value):
+                    arrays[f"optimizer.{index}.{key}"] = to_host(value)
                 else:
                     scalars.setdefault(str(index), {})[key] = value
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
         for name, part in zip(("h", "c"), parts, strict=False):
             if part is not None:
-                arrays[f"state.{name}"] = part
+                arrays[f"state.{name}"] = to_host(part)
         for name, values in self.history.items():
             arrays[f"history.{name}"] = np.array(values, dtype=np.float64)
         return arrays, {
@@ -157,7 +206,7 @@ class Trainer:
                 state[int(index)][key] = array
             self.optimizer.load_state_dict({**optimizer, "state": state})
             self.windows.restore(contents["windows"])
-            parts = [np.array(arrays[f"state.{name}"]) for name in ("h", "c") if f"state.{name}" in arrays]
+            parts = [self.place(np.array(arrays[f"state.{k}"])) for k in ("h", "c") if f"state.{k}" in arrays]
             shape = (self.config.layers, self.config.batch, self.config.hidden)
             if any(part.shape != shape or part.dtype != self.config.dtype for part in parts):
                 raise ValueError(f"the carried state must have shape {shape}")
@@ -165,8 +214,9 @@ class Trainer:
             if len(parts) != expected:
                 raise ValueError(f"the carried state has {len(parts)} arrays instead of {expected}")
             self.state = None if not parts else tuple(parts) if len(parts) == 2 else parts[0]
-            self.history = {name: [float(value) for value in arrays[f"history.{name}"]] for name in HISTORY}
-            if {len(values) for values in self.history.values()} != {contents["step"]}:
+            self._unread = []
+            self._history = {name: [float(value) for value in arrays[f"history.{name}"]] for name in HISTORY}
+            if {len(values) for values in self._history.values()} != {contents["step"]}:
                 raise ValueError(f"the history does not have {contents['step']} entries")
             self.validations = [(int(step), float(bits)) for step, bits in contents["validations"]]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -178,6 +228,29 @@ class Trainer:
         other = Trainer(self.config, self.corpus, backend)
         other.restore(*self.capture())
         return other
+
+
+def _placer(backend: str) -> Callable[[Array], Array]:
+    """Return what takes an array to where the backend computes."""
+    if backend == "gpu":
+        try:
+            _gpu.require_gpu("--backend gpu")
+        except RuntimeError as error:
+            raise UserError(str(error)) from None
+    return _gpu.mover("gpu" if backend == "gpu" else "cpu")
+
+
+def _floats(values: Sequence[Any]) -> list[float]:
+    """Return numbers or 0-d arrays as floats; those of a GPU come in one transfer, which waits for it."""
+    module = device_module(values[0]) if values else None
+    if module is not None and all(type(value) is module.ndarray for value in values):
+        return to_host(module.stack(values)).tolist()
+    return [float(value) for value in values]
+
+
+def _check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss became {loss} at step {step}; try a smaller --lr or --clip")
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
