@@ -70,7 +70,6 @@ class Health:
             for column in columns:
                 column.flags.writeable = False
             self._columns = columns
-            self._found = None
         return self._columns
 
     names = property(lambda self: self._names)

@@ -268,7 +268,12 @@ def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             entry.update({key: value.get() for key, value in entry.items() if key != "step"})
         return found
 
-    for method, function in (("__init__", __init__), ("step", step), ("zero_grad", zero_grad), ("state_dict", state_dict)):
+    for method, function in (
+        ("__init__", __init__),
+        ("step", step),
+        ("zero_grad", zero_grad),
+        ("state_dict", state_dict),
+    ):
         monkeypatch.setattr(Optimizer, method, function)
 
 
