@@ -36,11 +36,6 @@ def is_array(value: Any) -> bool:
     return type(value) is np.ndarray or device_module(value) is not None
 
 
-def is_device_array(value: Any) -> bool:
-    """Say whether this is an array on a device."""
-    return device_module(value) is not None
-
-
 def array_module(array: Array) -> Any:
     """Return numpy or cupy, whichever the array belongs to."""
     return device_module(array) or np

@@ -405,7 +405,16 @@ def number(
     raise ValueError(f"{name}: expected {kind}{' ' if wanted else ''}{wanted}, got {value!r}")
 
 
-def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, high: int, meaning: str) -> Array:
+def integers(
+    name: str,
+    value: Any,
+    shape: tuple[int, ...] | None,
+    low: int,
+    high: int,
+    meaning: str,
+    like_name: str = "",
+    like: Array | None = None,
+) -> Array:
     """Return an integer array as contiguous int64, its entries inside [low, high).
 
     The entries of a device array are not looked at, which would wait for the device: its kernels mind the bounds.
@@ -413,13 +422,16 @@ def integers(name: str, value: Any, shape: tuple[int, ...] | None, low: int, hig
     Args:
         shape: the shape expected; None for any.
         meaning: what the upper bound is, for the error: "the number of classes".
+        like: array beside which it must lie, called `like_name` in the error.
 
     Raises:
-        TypeError: not an array of integers.
+        TypeError: not an array of integers, or not of the kind of `like` (NumPy, CuPy).
         ValueError: another shape, or an entry out of range.
     """
     if not is_array(value):
         raise wrong_array(name, value)
+    if like is not None and type(value) is not type(like) and is_array(like):
+        _same_kind(name, value, like_name, like)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {value.dtype}; convert it with {name}.astype('int64')")
     if shape is not None and value.shape != shape:

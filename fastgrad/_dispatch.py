@@ -84,6 +84,11 @@ def list_kernels(stem: str, arrays: Sequence[Any]) -> ModuleType:
     return kernels(stem, arrays[0] if type(arrays) is list and arrays else None)
 
 
+def on_device(arrays: Sequence[Any]) -> bool:
+    """Say whether a checked list holds device arrays."""
+    return type(arrays) is list and bool(arrays) and is_array(arrays[0]) and type(arrays[0]) is not np.ndarray
+
+
 def _import(stem: str, array: Any, chosen: str) -> ModuleType:
     if array is None or type(array) is np.ndarray:
         return importlib.import_module(f"fastgrad.kernels.{stem}_{_SUFFIX[chosen]}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, tensor_list
-from fastgrad._dispatch import list_kernels
+from fastgrad._dispatch import list_kernels, on_device
 
 
 class TensorHealth(NamedTuple):
@@ -122,6 +122,29 @@ class Health:
         )
 
 
+class _DeviceHealth(Health):
+    """A `Health` whose numbers lie on a device until one of them is read."""
+
+    def __init__(self, names: tuple[str, ...], sizes: Array, found: Any) -> None:
+        sizes.flags.writeable = False
+        for name, value in (("names", names), ("sizes", sizes), ("_found", found)):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what is no attribute yet: the first column that is asked for brings all of them.
+        if name not in _COLUMNS or "_found" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        found = self.__dict__.pop("_found").get()
+        for column, kind, values in zip(_COLUMNS, [np.float64] * 2 + [np.int64] * 4, found, strict=True):
+            array = values.astype(kind)
+            array.flags.writeable = False
+            object.__setattr__(self, column, array)
+        return getattr(self, name)
+
+
+_COLUMNS = ("norm", "max_abs", "nan", "inf", "zero", "subnormal")
+
+
 def _percent(count: int, size: int) -> str:
     if count == 0:
         return "-"
@@ -158,13 +181,16 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
     threads. Entries are counted as they lie in memory, also under `set_subnormals("flush")`, where subnormal entries
     add nothing to the norm.
 
+    Of CuPy arrays the numbers stay on the device until the first of them is read, which waits for it and takes one
+    copy. Subnormal float32 entries add nothing to the norm there.
+
     Args:
         arrays: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; only read.
         names: one string for each array, all different; None numbers them "0", "1", ...
 
     Returns:
-        A `Health`: arrays `norm`, `max_abs`, `nan`, `inf`, `zero`, `subnormal`, `sizes`, an entry for each tensor. A
-        NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have norm 0.
+        A `Health`: NumPy arrays `norm`, `max_abs`, `nan`, `inf`, `zero`, `subnormal`, `sizes`, an entry for each
+        tensor. A NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have norm 0.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; names is no list of
@@ -180,4 +206,6 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
         return Health(called, sizes, *(np.zeros(0, kind) for kind in [np.float64] * 2 + [np.int64] * 4))
     found = list_kernels("health", checked).health(checked)
     groups.done()
+    if on_device(checked):
+        return _DeviceHealth(called, sizes, found)
     return Health(called, sizes, *found)

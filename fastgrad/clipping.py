@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._arrays import array_module, is_device_array
+from fastgrad._arrays import array_module
 from fastgrad._checks import Array, TensorGroups, number, tensor_list
-from fastgrad._dispatch import list_kernels
+from fastgrad._dispatch import list_kernels, on_device
 
 # As in torch.nn.utils.clip_grad_norm_: keeps the coefficient finite for a norm of 0.
 NORM_EPS = 1e-6
@@ -100,17 +100,17 @@ def clip_by_global_norm(
     checked = groups.lists[0]
     if not checked:
         return np.array(0.0)
-    on_device = is_device_array(checked[0])
-    if on_device:
+    device = on_device(checked)
+    if device:
         norm, coefficients = list_kernels("norm", checked).clip_all(checked, order, max_norm)
     else:
         norm = list_kernels("norm", checked).global_norm(checked, order)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
-            f"grads: the norm of order {order:g} is {norm}, first in {first_nonfinite('grads', checked)}; "
+            f"grads: the norm of order {order:g} is {float(norm)}, first in {first_nonfinite('grads', checked)}; "
             f"set error_if_nonfinite=False to scale them nevertheless"
         )
-    if on_device:
+    if device:
         list_kernels("clip", checked).scale(checked, coefficients, each=False)
     else:
         coefficient = clip_coefficient(norm, max_norm)
@@ -143,7 +143,7 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
     checked = groups.lists[0]
     if not checked:
         return np.zeros(0)
-    if is_device_array(checked[0]):
+    if on_device(checked):
         norms, coefficients = list_kernels("norm", checked).clip_each(checked, max_norm)
         list_kernels("clip", checked).scale(checked, coefficients, each=True)
         groups.done()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, tensor_list
-from fastgrad._dispatch import kernels, list_kernels
+from fastgrad._dispatch import kernels, list_kernels, on_device
 
 
 class _Fed(weakref.ref[Array]):
@@ -48,6 +48,8 @@ class GradientNorm:
     a freed one; one whose dtype or strides were set; one never fed. So the norm is that of `fastgrad.global_norm` to
     the last bit, whatever was fed. A step uses up what was fed for its gradients.
 
+    CuPy arrays are refused: on a GPU a launch for each gradient costs more than the one pass over all of them saves.
+
     missed: how many gradients of the last step or `norm` had to be read.
     """
 
@@ -74,6 +76,7 @@ class GradientNorm:
         """
         arrays = tensor_list("grads", grads)
         groups = TensorGroups(("grads", arrays, False))
+        refuse_device("GradientNorm", groups.lists[0])
         norms = list_kernels("norm", groups.lists[0]).tensor_norms(groups.lists[0], 2.0)
         groups.done()
         for array, norm in zip(arrays, norms.tolist(), strict=True):
@@ -105,6 +108,7 @@ class GradientNorm:
 
     def _norms(self, arrays: Sequence[Array], checked: Sequence[Array], use_up: bool = False) -> Array:
         """Return the norm of each of these arrays, float64; checked: the same arrays, contiguous."""
+        refuse_device("gradient_norm", checked)
         known = [self._known(array) for array in arrays]
         missing = [k for k, norm in enumerate(known) if norm is None]
         self.missed = len(missing)
@@ -127,6 +131,15 @@ class GradientNorm:
 
     def _forget(self, fed: Any) -> None:
         self._fed.pop(fed.key, None)
+
+
+def refuse_device(name: str, arrays: Sequence[Array]) -> None:
+    """Raise TypeError for arrays on a device."""
+    if on_device(arrays):
+        raise TypeError(
+            f"{name}: takes NumPy arrays; on a GPU it brings nothing, since a step takes the norm of all gradients in one "
+            f"launch, and one for each gradient would take longer. Leave it out"
+        )
 
 
 def checked_gradient_norm(value: Any) -> GradientNorm:

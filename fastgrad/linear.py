@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from fastgrad._arrays import empty, is_array
 from fastgrad._checks import Array, integers, sized_array
 from fastgrad._dispatch import kernels
-from fastgrad._memory import empty
 
 
 def _rows(name: str, x: Array, size: int, weight: Array) -> Array:
     # x (..., size) as (M, size), contiguous.
-    if type(x) is np.ndarray and x.ndim == 2:
-        rows = x
-    elif type(x) is np.ndarray and x.ndim and x.shape[-1] == size:
+    rows = x
+    if is_array(x) and x.ndim not in (0, 2) and x.shape[-1] == size:
         rows = x.reshape(x.size // size if size else 0, size)
-    else:
-        rows = x
     return sized_array(name, rows, "M K", {"K": size}, "weight", weight)
 
 
@@ -40,7 +35,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     rows = _rows("x", x, sizes["K"], weight)
     if bias is not None:
         bias = sized_array("bias", bias, "N", sizes, "weight", weight)
-    y = empty((rows.shape[0], sizes["N"]), rows.dtype)
+    y = empty((rows.shape[0], sizes["N"]), rows.dtype, rows)
     kernels("linear", rows).forward(rows, weight, bias, y)
     return y.reshape(*x.shape[:-1], sizes["N"])
 
@@ -64,12 +59,12 @@ def linear_backward(
     sizes: dict[str, int] = {}
     weight = sized_array("weight", weight, "N K", sizes)
     rows = _rows("x", x, sizes["K"], weight)
-    if type(dy) is np.ndarray and dy.shape[:-1] != x.shape[:-1]:
+    if is_array(dy) and dy.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"dy: expected shape {(*x.shape[:-1], sizes['N'])}, got {dy.shape}")
     gradient = _rows("dy", dy, sizes["N"], weight)
-    dx = empty(rows.shape, rows.dtype) if with_dx else None
-    dweight = empty(weight.shape, weight.dtype)
-    dbias = np.empty(sizes["N"], weight.dtype) if with_bias else None
+    dx = empty(rows.shape, rows.dtype, rows) if with_dx else None
+    dweight = empty(weight.shape, weight.dtype, rows)
+    dbias = empty(sizes["N"], weight.dtype, rows) if with_bias else None
     kernels("linear", rows).backward(gradient, rows, weight, dx, dweight, dbias)
     return None if dx is None else dx.reshape(x.shape), dweight, dbias
 
@@ -79,7 +74,8 @@ def embedding(weight: Array, indices: Array) -> Array:
 
     Args:
         weight: (V, E), float32 or float64.
-        indices: integers of any dtype and shape, from 0 to V - 1.
+        indices: integers of any dtype and shape, from 0 to V - 1. On a device nobody looks at them beforehand: one out
+            of range gives a row of NaN.
 
     Returns:
         y, the shape of indices and one more axis E.
@@ -90,8 +86,8 @@ def embedding(weight: Array, indices: Array) -> Array:
     """
     sizes: dict[str, int] = {}
     weight = sized_array("weight", weight, "V E", sizes)
-    rows = integers("indices", indices, None, 0, sizes["V"], "the table has as many rows")
-    y = empty((rows.size, sizes["E"]), weight.dtype)
+    rows = integers("indices", indices, None, 0, sizes["V"], "the table has as many rows", "weight", weight)
+    y = empty((rows.size, sizes["E"]), weight.dtype, weight)
     kernels("embedding", weight).forward(weight, rows.reshape(-1), y)
     return y.reshape(*indices.shape, sizes["E"])
 
@@ -101,7 +97,7 @@ def embedding_backward(dy: Array, indices: Array, num_embeddings: int) -> Array:
 
     Args:
         dy: the shape of indices and one more axis E, float32 or float64.
-        indices: as in `embedding`.
+        indices: as in `embedding`. On a device the row of dy of one out of range is left out.
         num_embeddings: V.
 
     Returns:
@@ -110,11 +106,13 @@ def embedding_backward(dy: Array, indices: Array, num_embeddings: int) -> Array:
     Raises:
         TypeError, ValueError: as in `embedding`.
     """
-    rows = integers("indices", indices, None, 0, num_embeddings, "the table has as many rows")
-    if type(dy) is np.ndarray and dy.shape[:-1] != rows.shape:
-        raise ValueError(f"dy: expected shape {rows.shape} and one more axis, got {dy.shape}")
-    flat = dy.reshape(rows.size, dy.shape[-1]) if type(dy) is np.ndarray else dy
+    rows = integers("indices", indices, None, 0, num_embeddings, "the table has as many rows", "dy", dy)
+    flat = dy
+    if is_array(dy):
+        if dy.shape[:-1] != rows.shape:
+            raise ValueError(f"dy: expected shape {rows.shape} and one more axis, got {dy.shape}")
+        flat = dy.reshape(rows.size, dy.shape[-1])
     gradient = sized_array("dy", flat, "n E", {})
-    dweight = empty((num_embeddings, gradient.shape[1]), gradient.dtype)
+    dweight = empty((num_embeddings, gradient.shape[1]), gradient.dtype, gradient)
     kernels("embedding", gradient).backward(gradient, rows.reshape(-1), dweight)
     return dweight

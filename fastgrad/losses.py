@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from fastgrad._arrays import device_module
 from fastgrad._checks import Array, finish, float_array, float_array_like, integers, output
 from fastgrad._dispatch import kernels
 
 
-def _scalar(loss: float, like: Array) -> Array:
+def _scalar(loss: Any, like: Array) -> Array:
+    module = device_module(like)
+    if module is not None:
+        return module.full((), loss, like.dtype) if type(loss) is float else loss
     # Kernels sum in double; what leaves the range of float32 is inf, without a warning.
     with np.errstate(over="ignore"):
         return np.array(loss, dtype=like.dtype)
@@ -26,12 +31,14 @@ def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = 
 
     Args:
         logits: (..., V), V classes, float32 or float64; M is the product of the other axes.
-        targets: integers of any dtype, the shape of logits without its last axis, from 0 to V - 1.
+        targets: integers of any dtype, the shape of logits without its last axis, from 0 to V - 1. On a device nobody
+            looks at them beforehand: one out of range gives a NaN gradient of its row, and a NaN loss.
         out: array of the shape and dtype of logits that receives the gradient. It may be logits, and may not overlap it
             otherwise.
 
     Returns:
-        The loss, 0-d array of the dtype of logits, and the gradient, the shape of logits (`out` itself where given).
+        The loss, 0-d array of the dtype of logits, and the gradient, the shape of logits (`out` itself where given). On
+        a device both stay there, and nothing waits for them.
 
     Raises:
         TypeError: logits are no array, or not float32 or float64; targets are no array of integers.
@@ -41,7 +48,8 @@ def softmax_cross_entropy(logits: Array, targets: Array, *, out: Array | None = 
     if z.ndim == 0 or z.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with at least one class, got {z.shape}")
     V = z.shape[-1]
-    classes = integers("targets", targets, z.shape[:-1], 0, V, "the number of classes is the last axis of logits")
+    meaning = "the number of classes is the last axis of logits"
+    classes = integers("targets", targets, z.shape[:-1], 0, V, meaning, "logits", z)
     gradient = output("out", out, "logits", logits, aliases=(("logits", logits),), apart=(("targets", targets),))
     M = classes.size
     loss = math.nan
@@ -62,7 +70,8 @@ def mse(pred: Array, target: Array, *, out: Array | None = None) -> tuple[Array,
             overlap them otherwise.
 
     Returns:
-        The loss, 0-d array of the dtype of pred, and the gradient, the shape of pred (`out` itself where given).
+        The loss, 0-d array of the dtype of pred, and the gradient, the shape of pred (`out` itself where given). On a
+        device both stay there, and nothing waits for them.
 
     Raises:
         TypeError: an argument is no array, not float32 or float64, or not of the dtype of pred.

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad._arrays import device_module, is_array, to_host
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad.clipping import clip_coefficient
-from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm
+from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
@@ -30,6 +31,8 @@ NONFINITE = ("skip", "raise", "propagate")
 class StepReport:
     """What a step did.
 
+    Of a step on a device the numbers stay there until the first of them is read, which waits for the step.
+
     grad_norm: the global 2-norm of all gradients, before clipping.
     clip_coefficient: the factor the gradients were taken with: below 1 where clipped, 0 in a step that was skipped.
     skipped: whether nothing was changed because the norm was NaN or infinite.
@@ -38,6 +41,43 @@ class StepReport:
     grad_norm: float
     clip_coefficient: float
     skipped: bool
+
+
+class _DeviceReport(StepReport):
+    """A report that lies on a device, float64 (3,), until one of its numbers is read.
+
+    A step that was captured into a graph writes it anew in each replay; what was read once is not read again.
+    """
+
+    __slots__ = ("_found", "_numbers")
+
+    def __init__(self, found: Any) -> None:
+        object.__setattr__(self, "_found", found)
+        object.__setattr__(self, "_numbers", None)
+
+    def _read(self) -> list[float]:
+        if self._numbers is None:
+            object.__setattr__(self, "_numbers", self._found.get().tolist())
+        return self._numbers
+
+    grad_norm = property(lambda self: self._read()[0])  # type: ignore[assignment]
+    clip_coefficient = property(lambda self: self._read()[1])  # type: ignore[assignment]
+    skipped = property(lambda self: self._read()[2] != 0)  # type: ignore[assignment]
+
+    def _host(self) -> StepReport:
+        return StepReport(self.grad_norm, self.clip_coefficient, self.skipped)
+
+    def __eq__(self, other: object) -> bool:
+        return self._host() == (other._host() if isinstance(other, _DeviceReport) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._host())
+
+    def __repr__(self) -> str:
+        return repr(self._host())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepReport, (self.grad_norm, self.clip_coefficient, self.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +112,11 @@ class Optimizer:
         does not read it for the norm; see `fastgrad.GradientNorm`. Gradients of plain arrays may be fed to it by hand.
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
+
+    CuPy parameters are stepped on their device. There a step waits for nothing, except with nonfinite="raise": the
+    report, `skipped_steps` and `state_dict` wait for the device when they are read. So a step can be captured into a
+    graph, after one outside of the capture on the same stream and with the same arrays; the count of steps and of
+    skipped ones goes on with every replay, and `refresh` brings another lr to it. `gradient_norm` is refused.
     """
 
     # Arrays that the state of one parameter can hold; "step" is the only other entry.
@@ -93,10 +138,12 @@ class Optimizer:
         self.max_norm = None if max_norm is None else number("max_norm", max_norm, 0.0, finite=False)
         self.nonfinite = nonfinite
         self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
-        self.skipped_steps = 0
+        self._skipped = 0
+        self._device: _OnDevice | None = None
         self.param_groups: list[dict[str, Any]] = []
         self._defaults = defaults
-        entries = [params] if isinstance(params, np.ndarray | Parameter | Mapping) else list(params)
+        single = isinstance(params, np.ndarray | Parameter | Mapping) or is_array(params)
+        entries = [params] if single else list(params)
         if not entries:
             raise ValueError("params: expected at least one parameter, got an empty list")
         groups = entries if isinstance(entries[0], Mapping) else [{"params": entries}]
@@ -106,6 +153,7 @@ class Optimizer:
         self._parameters = [p if isinstance(p, Parameter) else Parameter(p) for p in self._params]
         self._check_params()
         if gradient_norm is not None:
+            refuse_device("gradient_norm", [parameter.data for parameter in self._parameters])
             for parameter in self._parameters:
                 parameter.gradient_norm = gradient_norm
         self._state: list[dict[str, Any]] = [{} for _ in self._params]
@@ -121,7 +169,8 @@ class Optimizer:
         if unknown:
             raise ValueError(f"{where}: unknown entries {unknown}; {type(self).__name__} knows {list(self._defaults)}")
         members = group["params"]
-        members = [members] if isinstance(members, np.ndarray | Parameter) else list(members)
+        single = isinstance(members, np.ndarray | Parameter) or is_array(members)
+        members = [members] if single else list(members)
         complete = {"params": members, **self._defaults, **{key: group[key] for key in group if key != "params"}}
         self._check_group(complete)
         self.param_groups.append(complete)
@@ -131,7 +180,7 @@ class Optimizer:
         first: np.dtype[Any] | None = None
         for index, parameter in enumerate(self._parameters):
             data = parameter.data
-            if type(data) is not np.ndarray:
+            if not is_array(data):
                 raise wrong_array(f"params[{index}]", data)
             if data.dtype not in FLOATS:
                 raise TypeError(f"params[{index}]: expected float32 or float64, got {data.dtype}")
@@ -152,6 +201,39 @@ class Optimizer:
         """Return what a step of `group` launches for the parameters with these indices."""
         raise NotImplementedError
 
+    def _used(self, group: dict[str, Any]) -> list[str]:
+        """Return which of _state_arrays the parameters of a group have."""
+        raise NotImplementedError
+
+    def _rule(self, group: dict[str, Any]) -> tuple[str, list[float], dict[str, bool]]:
+        """Return what a device takes: the op, the numbers of a group as its kernel has them, and its variant."""
+        raise NotImplementedError
+
+    @property
+    def skipped_steps(self) -> int:
+        """Return how many steps were left out because the norm was not finite; waits for a device."""
+        return self._skipped if self._device is None else self._device.skipped_steps()
+
+    def _on_device(self) -> _OnDevice | None:
+        data = self._parameters[0].data
+        if type(data) is np.ndarray:
+            if self._device is not None:  # the parameters have been moved back
+                self._device.leave()
+                self._device = None
+            return None
+        if self._device is None:
+            self._device = _OnDevice(self, data)
+        return self._device
+
+    def refresh(self) -> None:
+        """Bring changed entries of `param_groups`, `max_norm` and `nonfinite` to the device, for a graph to replay.
+
+        `step` does so itself; parameters in host memory need none of it.
+        """
+        device = self._on_device()
+        if device is not None:
+            device.refresh()
+
     def step(self, grads: Sequence[Array | None] | Array | None = None) -> StepReport:
         """Take one step, in place on the parameters and the state; gradients are only read.
 
@@ -162,6 +244,9 @@ class Optimizer:
         nothing is changed then.
         """
         by_index = self._gradients(grads)
+        device = self._on_device()
+        if device is not None:
+            return device.step(by_index)
         launches: list[_Launch] = []
         start = 0
         for group in self.param_groups:
@@ -178,7 +263,7 @@ class Optimizer:
             if self.nonfinite == "raise":
                 raise FloatingPointError(self._blame(checked, launches))
             checked.done()
-            self.skipped_steps += 1
+            self._skipped += 1
             return StepReport(norm, 0.0, True)
         coefficient = 1.0 if self.max_norm is None else clip_coefficient(norm, self.max_norm)
         for launch, (params, gradients, *states) in zip(launches, checked.sets, strict=True):
@@ -197,18 +282,22 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return {"state": {index: {...}}, "param_groups": [...], "skipped_steps": n}.
 
-        The form is torch's, with the parameters' indices in place of themselves; arrays are the optimizer's own.
+        The form is torch's, with the parameters' indices in place of themselves; arrays are the optimizer's own, on
+        the device of the parameters. The numbers of steps are host numbers, for which this waits for the device.
         """
         groups, start = [], 0
         for group in self.param_groups:
             end = start + len(group["params"])
             groups.append({**group, "params": list(range(start, end))})
             start = end
-        state = {index: dict(entry) for index, entry in enumerate(self._state) if entry}
+        entries = self._state if self._device is None else self._device.entries()
+        state = {index: dict(entry) for index, entry in enumerate(entries) if entry}
         return {"state": state, "param_groups": groups, "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, whose arrays are copied. That of the torch optimizer of the same name fits as well.
+
+        NumPy and CuPy arrays both do, and go where the parameters are.
 
         Raises ValueError when the groups or shapes are not those of this optimizer; nothing is changed then.
         """
@@ -233,7 +322,9 @@ class Optimizer:
         states = [self._read_state(place, state_dict["state"].get(index, {})) for place, index in enumerate(indices)]
         self.param_groups[:] = updated
         self._state = states
-        self.skipped_steps = int(state_dict.get("skipped_steps", 0))
+        self._skipped = int(state_dict.get("skipped_steps", 0))
+        if self._device is not None:
+            self._device.adopt()
 
     def _read_state(self, place: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = {}
@@ -246,7 +337,7 @@ class Optimizer:
             elif key not in self._state_arrays:
                 raise ValueError(f"state_dict: parameter {place} has the unknown entry {key!r}")
             else:
-                array = np.array(np.asarray(value), dtype=data.dtype, order="C")
+                array = _copy_like(value, data)
                 if array.shape != data.shape:
                     raise ValueError(
                         f"state_dict: expected shape {data.shape} for {key} of parameter {place}, got {array.shape}"
@@ -259,7 +350,7 @@ class Optimizer:
 
     def _gradients(self, grads: Any) -> list[Array | None]:
         if grads is not None:
-            listed = [grads] if isinstance(grads, np.ndarray) else list(grads)
+            listed = [grads] if isinstance(grads, np.ndarray) or is_array(grads) else list(grads)
             if len(listed) != len(self._params):
                 raise ValueError(
                     f"grads: expected {len(self._params)} entries, one for each parameter, got {len(listed)}"
@@ -379,14 +470,22 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov: needs momentum above 0 and dampening 0")
 
+    def _used(self, group: dict[str, Any]) -> list[str]:
+        return list(self._state_arrays) if group["momentum"] else []
+
+    def _rule(self, group: dict[str, Any]) -> tuple[str, list[float], dict[str, bool]]:
+        rates = [float(group[key]) for key in ("lr", "weight_decay", "momentum", "dampening")]
+        variant = {
+            "momentum": bool(group["momentum"]), "nesterov": bool(group["nesterov"]), "decay": bool(rates[1])
+        }  # fmt: skip
+        return "sgd", [_sign(group), *rates], variant
+
     def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
 
         def launch(chosen: list[int], dampening: float) -> _Launch:
             rates = (float(group["lr"]), momentum, dampening, bool(group["nesterov"]), float(group["weight_decay"]))
-            return self._launch(
-                "sgd", chosen, self._state_arrays if momentum else (), (*rates, bool(group["maximize"]))
-            )
+            return self._launch("sgd", chosen, self._used(group), (*rates, bool(group["maximize"])))
 
         if not (momentum and dampening):
             return [launch(indices, dampening)]
@@ -439,11 +538,24 @@ class RMSprop(Optimizer):
             number(key, group[key], 0.0)
         number("alpha", group["alpha"], 0.0, 1.0)
 
-    def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
+    def _used(self, group: dict[str, Any]) -> list[str]:
         used = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
-        rates = tuple(float(group[key]) for key in ("lr", "alpha", "eps", "weight_decay", "momentum"))
-        keys = [key for key in self._state_arrays if used[key]]
-        return [self._launch("rmsprop", indices, keys, (*rates, bool(group["maximize"])))]
+        return [key for key in self._state_arrays if used[key]]
+
+    def _rates(self, group: dict[str, Any]) -> list[float]:
+        return [float(group[key]) for key in ("lr", "alpha", "eps", "weight_decay", "momentum")]
+
+    def _rule(self, group: dict[str, Any]) -> tuple[str, list[float], dict[str, bool]]:
+        variant = {
+            "momentum": bool(group["momentum"]), "centered": bool(group["centered"]),
+            "decay": bool(group["weight_decay"]),
+        }  # fmt: skip
+        return "rmsprop", [_sign(group), *self._rates(group)], variant
+
+    def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
+        return [
+            self._launch("rmsprop", indices, self._used(group), (*self._rates(group), bool(group["maximize"])))
+        ]
 
 
 class Adam(Optimizer):
@@ -492,9 +604,19 @@ class Adam(Optimizer):
         for place, beta in enumerate(betas):
             number(f"betas[{place}]", beta, 0.0, 1.0, open_high=True)
 
+    def _used(self, group: dict[str, Any]) -> list[str]:
+        return list(self._state_arrays if group["amsgrad"] else self._state_arrays[:2])
+
+    def _rates(self, group: dict[str, Any]) -> list[float]:
+        return list(map(float, (group["lr"], *group["betas"], group["eps"], group["weight_decay"])))
+
+    def _rule(self, group: dict[str, Any]) -> tuple[str, list[float], dict[str, bool]]:
+        coupled = bool(group["weight_decay"]) and not self._decoupled
+        variant = {"amsgrad": bool(group["amsgrad"]), "coupled": coupled}
+        return "adam", [_sign(group), *self._rates(group), float(coupled)], variant
+
     def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
-        keys = self._state_arrays if group["amsgrad"] else self._state_arrays[:2]
-        rates = tuple(map(float, (group["lr"], *group["betas"], group["eps"], group["weight_decay"])))
+        keys, rates = self._used(group), self._rates(group)
         # One launch, unless parameters were left out of steps: their bias correction is another.
         return [
             self._launch("adam", chosen, keys, (step, *rates, self._decoupled, bool(group["maximize"])))
@@ -536,6 +658,124 @@ class AdamW(Adam):
             nonfinite=nonfinite,
             gradient_norm=gradient_norm,
         )
+
+
+class _OnDevice:
+    """The step of an optimizer whose parameters lie on a device; see kernels/step_gpu.py.
+
+    The arrays of a parameter's state are in the optimizer's `_state` as always. How many steps it has taken is on the
+    device: what was skipped there is known there.
+    """
+
+    def __init__(self, optimizer: Optimizer, like: Any) -> None:
+        self._optimizer = optimizer
+        groups = [place for place, group in enumerate(optimizer.param_groups) for _ in group["params"]]
+        stem, _, _ = optimizer._rule(optimizer.param_groups[0])
+        module = kernels(stem, like)
+        self._steps = kernels("step", like).Steps(module.UPDATE, module.FINISH, like, groups)
+        self._update = kernels("step", like).Update
+        self._tell()
+
+    def _tell(self) -> None:
+        # Bring what the host knows to the device: a state that was loaded, or used in host memory before.
+        optimizer, xp = self._optimizer, self._steps.device.xp
+        for entry, parameter in zip(optimizer._state, optimizer._parameters, strict=True):
+            for key, value in entry.items():
+                if key != "step" and type(value) is not type(parameter.data):
+                    entry[key] = _copy_like(value, parameter.data)
+        # SGD keeps no count that torch would know: what has a buffer has taken a step.
+        counts = [entry.pop("step", int(bool(entry))) for entry in optimizer._state]
+        self._steps.steps[...] = xp.asarray(np.array(counts, np.int64))
+        self._steps.skipped[...] = xp.asarray(np.array([optimizer._skipped], np.int64))
+
+    def adopt(self) -> None:
+        """Go on from the state that the optimizer has loaded."""
+        self._tell()
+
+    def leave(self) -> None:
+        """Hand everything back to the optimizer, in host memory."""
+        optimizer = self._optimizer
+        optimizer._skipped = self.skipped_steps()
+        optimizer._state = [
+            {key: value if key == "step" else to_host(value) for key, value in entry.items()}
+            for entry in self.entries()
+        ]
+
+    def skipped_steps(self) -> int:
+        return int(self._steps.skipped.get()[0])
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the state of each parameter as it is in host memory: none before its first step."""
+        counted = "step" in self._optimizer._state_entries
+        return [
+            ({"step": steps, **entry} if counted else dict(entry)) if steps else {}
+            for steps, entry in zip(self._steps.steps.get().tolist(), self._optimizer._state, strict=True)
+        ]
+
+    def refresh(self) -> None:
+        optimizer = self._optimizer
+        numbers = [optimizer._rule(group)[1] for group in optimizer.param_groups]
+        self._steps.set(optimizer.max_norm, optimizer.nonfinite, numbers)
+
+    def step(self, grads: list[Any]) -> StepReport:
+        optimizer = self._optimizer
+        # Groups of one variant are one launch.
+        chosen: dict[Any, tuple[dict[str, bool], list[str], list[int]]] = {}
+        start = 0
+        for group in optimizer.param_groups:
+            optimizer._check_group(group)
+            end = start + len(group["params"])
+            indices = [index for index in range(start, end) if grads[index] is not None]
+            start = end
+            _, _, variant = optimizer._rule(group)
+            if indices:
+                chosen.setdefault(tuple(variant.values()), (variant, optimizer._used(group), []))[2].extend(indices)
+        if not chosen:
+            limit = optimizer.max_norm
+            return StepReport(0.0, 1.0 if limit is None else clip_coefficient(0.0, limit), False)
+        sets = []
+        for _, keys, indices in chosen.values():
+            data = [optimizer._parameters[index].data for index in indices]
+            own = [(key, [self._array(index, key) for index in indices], True) for key in keys]
+            sets.append([("params", data, True), ("grads", [grads[index] for index in indices], False), *own])
+        checked = TensorSets(sets)
+        self.refresh()
+        updates = [
+            self._update(lists, indices, variant)
+            for lists, (variant, _, indices) in zip(checked.sets, chosen.values(), strict=True)
+        ]
+        report = _DeviceReport(self._steps.run(updates))
+        if optimizer.nonfinite == "raise" and report.skipped:
+            raise FloatingPointError(self._blame())
+        checked.done()
+        return report
+
+    def _array(self, index: int, key: str) -> Any:
+        entry = self._optimizer._state[index]
+        if key not in entry:
+            data = self._optimizer._parameters[index].data
+            entry[key] = self._steps.device.xp.zeros(data.shape, data.dtype)
+        return entry[key]
+
+    def _blame(self) -> str:
+        named = []
+        for index, norm in zip(self._steps.taking_part, self._steps.norms.get().tolist(), strict=True):
+            if not math.isfinite(norm):
+                named.append(f"{self._optimizer._parameters[index].name or f'params[{index}]'} (norm {norm:g})")
+        return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
+
+
+def _sign(group: dict[str, Any]) -> float:
+    return -1.0 if group["maximize"] else 1.0
+
+
+def _copy_like(value: Any, like: Any) -> Any:
+    """Return a C-contiguous copy of any array of the dtype of `like`, where that one lies."""
+    module = device_module(value)
+    if device_module(like) is not None:
+        host = value if module is not None else np.asarray(value)
+        return device_module(like).array(host, dtype=like.dtype, order="C")
+    return np.array(value.get() if module is not None else np.asarray(value), dtype=like.dtype, order="C")
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastgrad._arrays import array_module, device_module, is_array, kind_name, layout, writeable, zeros
 from fastgrad._checks import Array, float_array_like, integers, sized_array
 from fastgrad._dispatch import kernels
 
@@ -122,7 +123,7 @@ class _Arguments:
         self.bias_ih = None if bias_ih is None else sized_array("bias_ih", bias_ih, f"{gates}H", sizes, "x", x)
         self.bias_hh = None if bias_hh is None else sized_array("bias_hh", bias_hh, f"{gates}H", sizes, "x", x)
         self.states = [
-            np.zeros((sizes["B"], sizes["H"]), x.dtype)
+            zeros((sizes["B"], sizes["H"]), x.dtype, x)
             if value is None
             else sized_array(name, value, "B H", sizes, "x", x)
             for name, value in states
@@ -135,7 +136,12 @@ class _Arguments:
         T, B = self.sizes["T"], self.sizes["B"]
         if isinstance(value, list | tuple):
             value = np.array(value, dtype=np.int64 if not value else None)
-        return integers("lengths", value, (B,), 0, T + 1, "the number of steps T")
+        checked = integers("lengths", value, (B,), 0, T + 1, "the number of steps T")
+        if device_module(checked) is device_module(self.x):
+            return checked
+        if type(checked) is not np.ndarray:
+            raise TypeError(f"lengths is a {kind_name(checked)} array but x a {kind_name(self.x)} array")
+        return array_module(self.x).asarray(checked)
 
 
 def lstm(
@@ -164,7 +170,8 @@ def lstm(
         weight_hh: (4H, H).
         bias_ih, bias_hh: (4H,) or None.
         lengths: integers (B,) from 0 to T: steps of each sequence. From its length on a sequence keeps its state, y
-            is 0 and x is not read. None: all T steps.
+            is 0 and x is not read. None: all T steps. With x on a GPU they may be a list or NumPy array, which is
+            copied there, or lie there, where they are taken as 0 or T beyond those bounds.
         reverse: go from the last step (length - 1) to the first; y stays in the order of x.
 
     Returns:
@@ -301,7 +308,8 @@ def gru(
         weight_hh: (3H, H).
         bias_ih, bias_hh: (3H,) or None.
         lengths: integers (B,) from 0 to T: steps of each sequence. From its length on a sequence keeps its state, y
-            is 0 and x is not read. None: all T steps.
+            is 0 and x is not read. None: all T steps. With x on a GPU they may be a list or NumPy array, which is
+            copied there, or lie there, where they are taken as 0 or T beyond those bounds.
         reverse: go from the last step (length - 1) to the first; y stays in the order of x.
         reset_after: which of the two forms.
 
@@ -444,8 +452,8 @@ def reorder_gates(
         ValueError: cell, source, target or axis is not known, the axis does not divide into the gates, out has another
             shape, is read-only or overlaps array.
     """
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"array: expected a numpy.ndarray, got {type(array).__qualname__}")
+    if not isinstance(array, np.ndarray) and not is_array(array):
+        raise TypeError(f"array: expected a numpy.ndarray or cupy.ndarray, got {type(array).__qualname__}")
     if cell not in GATE_ORDERS:
         raise ValueError(f"cell: expected one of {', '.join(GATE_ORDERS)}, got {cell!r}")
     orders = GATE_ORDERS[cell]
@@ -460,14 +468,16 @@ def reorder_gates(
             f"array: expected a multiple of {gates} (the gates of a {cell}) along axis {axis}, got shape {array.shape}"
         )
     if out is not None:
-        if not isinstance(out, np.ndarray) or out.dtype != array.dtype:
-            kind = out.dtype if isinstance(out, np.ndarray) else type(out).__qualname__
-            raise TypeError(f"out: expected a numpy.ndarray of {array.dtype}, got {kind}")
+        kind = f"{'cupy' if device_module(array) else 'numpy'}.ndarray"
+        if array_module(out) is not array_module(array) or not hasattr(out, "dtype") or out.dtype != array.dtype:
+            got = out.dtype if type(out) is type(array) else type(out).__qualname__
+            raise TypeError(f"out: expected a {kind} of {array.dtype}, got {got}")
         if out.shape != array.shape:
             raise ValueError(f"out: expected shape {array.shape}, got {out.shape}")
-        if not out.flags.writeable:
+        if not writeable(out):
             raise ValueError("out: the array is read-only; pass a writable one")
-        if np.shares_memory(out, array):
+        if np.shares_memory(layout(out), layout(array)):
             raise ValueError("out and array overlap in memory; pass an array of its own as out")
-    parts = dict(zip(orders[source], np.split(array, gates, axis=axis), strict=True))
-    return np.concatenate([parts[gate] for gate in orders[target]], axis=axis, out=out)
+    module = array_module(array)
+    parts = dict(zip(orders[source], module.split(array, gates, axis=axis), strict=True))
+    return module.concatenate([parts[gate] for gate in orders[target]], axis=axis, out=out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad._checks import Array, TensorGroups, number, tensor_list
-from fastgrad._dispatch import kernels, list_kernels
+from fastgrad._dispatch import kernels, list_kernels, on_device
 from fastgrad.clipping import clip_coefficient
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ def _gradient_scale(
     grad_scale: float | None,
     max_norm: float | None,
     gradient_norm: GradientNorm | None,
-) -> tuple[float, Array | None]:
-    # The factor that the kernel applies to every gradient, and the norm of the gradients without their own factor.
+) -> tuple[float | Array, Array | None]:
+    # The factor that the kernel applies to every gradient, and the norm of the gradients without their own factor. On a
+    # device both stay there.
     unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
     if max_norm is None:
         return unscale, None
@@ -34,6 +35,9 @@ def _gradient_scale(
 
         norms = checked_gradient_norm(gradient_norm)._norms(grads, checked, use_up=True)
         norm = kernels("norm").norm_of_norms(norms, 2.0) * unscale
+    elif on_device(checked):
+        norm, scale = list_kernels("norm", checked).clip_all(checked, 2.0, limit, unscale)
+        return scale, norm
     elif checked:
         norm = list_kernels("norm", checked).global_norm(checked, 2.0) * unscale
     return clip_coefficient(norm, limit) * unscale, np.array(norm)
@@ -102,7 +106,7 @@ def adam_step(
             is not used.
 
     Returns:
-        With max_norm the norm before clipping, 0-d float64 array; None without.
+        With max_norm the norm before clipping, 0-d float64 array, on the device of the gradients; None without.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
@@ -198,7 +202,7 @@ def sgd_step(
             is not used.
 
     Returns:
-        With max_norm the norm before clipping, 0-d float64 array; None without.
+        With max_norm the norm before clipping, 0-d float64 array, on the device of the gradients; None without.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
@@ -294,7 +298,7 @@ def rmsprop_step(
             is not used.
 
     Returns:
-        With max_norm the norm before clipping, 0-d float64 array; None without.
+        With max_norm the norm before clipping, 0-d float64 array, on the device of the gradients; None without.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or

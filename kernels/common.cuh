@@ -55,6 +55,8 @@ __device__ inline float abs_(float x) { return fabsf(x); }
 __device__ inline double abs_(double x) { return fabs(x); }
 __device__ inline float copysign_(float magnitude, float sign) { return copysignf(magnitude, sign); }
 __device__ inline double copysign_(double magnitude, double sign) { return copysign(magnitude, sign); }
+__device__ inline real_t infinity() { return real_t(__uint_as_float(0x7f800000u)); }
+__device__ inline real_t not_a_number() { return real_t(__uint_as_float(0x7fc00000u)); }
 __device__ inline bool is_nan(float x) { return x != x; }
 __device__ inline bool is_nan(double x) { return x != x; }
 

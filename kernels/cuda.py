@@ -44,6 +44,8 @@ SUFFIXES = {"float32": "f32", "float64": "f64"}
 SCALARS = {"i32": np.int32, "u32": np.uint32, "i64": np.int64, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
 POINTERS = {**{f"{name}*": np.dtype(kind) for name, kind in SCALARS.items()}, "u8*": np.dtype(np.uint8)}
 
+NULL = np.uint64(0)  # a null pointer among the arguments of a launch: CuPy's None is no argument at all
+
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
@@ -58,7 +60,7 @@ class Launch(Protocol):
 class Device(Protocol):
     """Where kernels run."""
 
-    xp: Any  # the module of its arrays: empty, zeros, array, matmul
+    xp: Any  # the module of its arrays: empty, zeros, array
     multiprocessors: int
     shared_memory: int  # bytes that a block may ask for
     block_limit: int  # threads a block at most; tests make it small
@@ -73,6 +75,10 @@ class Device(Protocol):
 
     def here(self) -> Any:
         """Return a context in which this is the current device."""
+        ...
+
+    def matmul(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
+        """Write op(a) op(b) into `out`, or add it; called by matmul_gpu.matmul, which checks."""
         ...
 
 
@@ -94,6 +100,17 @@ class _CuPyDevice:
 
     def here(self) -> Any:
         return self.xp.cuda.Device(self.ordinal)
+
+    def matmul(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
+        stream = self.xp.cuda.get_current_stream().ptr
+        self._cublas.matmul(stream, a, b, out, transpose_a, transpose_b, accumulate)
+
+    @functools.cached_property
+    def _cublas(self) -> Any:
+        from . import cublas
+
+        library = cublas.load(self.xp.cuda.runtime.runtimeGetVersion() // 1000)
+        return cublas.Cublas(library, lambda size: self.xp.empty(size, np.uint8))
 
     def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
         with self._lock, self.here():
@@ -273,7 +290,7 @@ class Kernel:
                 raise ValueError(f"{self.name}: {name} = {value} does not fit {kind}")
             return result
         if value is None and optional:
-            return np.uint64(0)
+            return NULL
         if type(value) not in registered and type(value) is not device.xp.ndarray:
             raise TypeError(f"{self.name}: {name}: expected a device array, got {type(value).__qualname__}")
         wanted = dtype if kind in ("T*", "A*") else POINTERS[kind]

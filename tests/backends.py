@@ -214,6 +214,64 @@ def divert(monkeypatch: pytest.MonkeyPatch, name: str, test_module: Any) -> None
                     monkeypatch.setattr(test_module, attribute, wrapped)
 
 
+class _Held:
+    """The arrays of one optimizer on the host and on the device, over all its calls."""
+
+    def __init__(self, name: str) -> None:
+        self.transfer = _Transfer(name)
+        self.links: list[tuple[Any, Any]] = []  # Parameters of the test, and those that stand for them
+
+    def there(self, value: Any) -> Any:
+        if isinstance(value, fastgrad.layers.Parameter):
+            other = fastgrad.layers.Parameter(self.there(value.data), name=value.name)
+            self.links.append((value, other))
+            return other
+        if isinstance(value, dict):
+            return {key: self.there(v) for key, v in value.items()}
+        if isinstance(value, list):
+            return [self.there(v) for v in value]
+        return self.transfer.to_device(value) if isinstance(value, np.ndarray) else value
+
+    def again(self) -> None:
+        for raw, device in self.transfer.roots.values():
+            device.set(raw)
+
+
+def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let optimizers that are given NumPy arrays step on device arrays; what they write is found in NumPy arrays."""
+    from fastgrad.optim import Optimizer
+
+    plain = {method: getattr(Optimizer, method) for method in ("__init__", "step", "zero_grad", "state_dict")}
+
+    def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.held = _Held(name)
+        plain["__init__"](self, self.held.there(params), *args, **kwargs)
+
+    def step(self: Any, grads: Any = None) -> Any:
+        held = self.held
+        held.again()
+        for mine, other in held.links:
+            other.grad = None if mine.grad is None else held.there(mine.grad)
+        try:
+            return plain["step"](self, held.there(grads))
+        finally:
+            held.transfer.back()
+
+    def zero_grad(self: Any) -> None:
+        plain["zero_grad"](self)
+        for mine, _ in self.held.links:
+            mine.grad = None
+
+    def state_dict(self: Any) -> Any:
+        found = plain["state_dict"](self)
+        for entry in found["state"].values():
+            entry.update({key: value.get() for key, value in entry.items() if key != "step"})
+        return found
+
+    for method, function in (("__init__", __init__), ("step", step), ("zero_grad", zero_grad), ("state_dict", state_dict)):
+        monkeypatch.setattr(Optimizer, method, function)
+
+
 NOT_ON_ARRAYS = {
     "backend", "doctor", "get_backend", "get_subnormals", "set_backend", "set_num_threads", "set_subnormals",
     "subnormals", "warmup",

@@ -253,6 +253,12 @@ class EmulatedDevice:
     def here(self) -> Any:
         return contextlib.nullcontext()
 
+    def matmul(
+        self, a: ndarray, b: ndarray, out: ndarray, transpose_a: bool, transpose_b: bool, accumulate: bool
+    ) -> None:
+        product = (a._host.T if transpose_a else a._host) @ (b._host.T if transpose_b else b._host)
+        out._host[...] = out._host + product if accumulate else product
+
     def function(self, text: str, name: str, shared: int) -> Any:
         from devtools.cuda_on_cpu import CpuModule
 
@@ -264,7 +270,7 @@ class EmulatedDevice:
         kernel.max_dynamic_shared_size_bytes = max(kernel.max_dynamic_shared_size_bytes, shared)
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
-            hosts = tuple(a._host if isinstance(a, ndarray) else a for a in args)
+            hosts = tuple(a._host if isinstance(a, ndarray) else None if a is cuda.NULL else a for a in args)
             reached = [a._host for a in touches]
             kernel(
                 grid, block, hosts, shared_mem=shared, policy=self.policy, touches=reached,

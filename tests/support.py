@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
-import pytest
 
 import fastgrad
-from devtools import cuda_on_cpu
 
 SHAPES = [(), (0,), (0, 3), (3, 0), (1,), (7,), (1, 1), (13, 17), (2, 3, 5), (4097,), (65537,), (1031, 3), (5, 8193)]
-
-
-# CUDA sources run wherever there is g++; where the back end `emulated` is asked for by name, its absence is an error.
-needs_emulated = pytest.mark.skipif(
-    cuda_on_cpu.why_unavailable() is not None and "emulated" not in os.environ.get("FASTGRAD_TEST_BACKENDS", ""),
-    reason=str(cuda_on_cpu.why_unavailable()),
-)
 
 
 def random(seed: int, shape, dtype=np.float64, scale: float = 1.0) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fastgrad.kernels import cross_entropy_ref
+from fastgrad.kernels import cross_entropy_gpu, cross_entropy_ref
 from support import central_difference, layouts, oracle, random, read_only
 from tolerances import assert_close
 
@@ -107,6 +107,69 @@ def test_the_same_bits_for_any_number_of_threads(thread_counts, dtype):
             loss, gradient = softmax_cross_entropy(logits, targets)
             seen.add(loss.tobytes() + gradient.tobytes())
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("skips", [(0, 0), (1, 1), (2, 0), (0, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (65, 2), (9, 3), (7, 31), (5, 64), (3, 65), (4, 97), (3, 512), (2, 1000), (2, 1023)], ids=str
+)
+def test_a_device_has_the_gradient_of_the_cpu_for_short_rows(on_device, dtype, shape, skips):
+    """Bit for bit, as the order of the sum is the same; a long row has one of its own."""
+    logits, targets = draw(shape, dtype)
+    with fastgrad.backend("cpu"):
+        loss, gradient = softmax_cross_entropy(logits, targets)
+    places = [np.zeros(logits.size + 4, dtype)[skip : skip + logits.size].reshape(shape) for skip in skips]
+    places[0][...] = logits
+    actual, _ = on_device(softmax_cross_entropy)(places[0], targets, out=places[1])
+    if shape[1] * logits.itemsize <= 4096:
+        np.testing.assert_array_equal(places[1], gradient)
+    else:
+        assert_close(places[1], gradient, "product", magnitude="largest")
+    assert_close(actual, loss, "reduction", magnitude=max(1, np.abs(logits).max()))
+
+
+@pytest.mark.parametrize("skips", [(0, 0), (1, 1), (3, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("V", [1025, 1028, 2051])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "read twice"])
+def test_long_rows_on_a_device(on_device, monkeypatch, dtype, V, kept, skips):
+    """Rows in shared memory and rows that do not fit, from any address; masked classes first, where sums start."""
+    if not kept:
+        monkeypatch.setattr(cross_entropy_gpu, "STATIC_SHARED", 1 << 30)
+    shape = (5, V)
+    logits, targets = draw(shape, dtype)
+    logits[1, :700] = -np.inf
+    logits[2, -700:] *= 1e4
+    targets[:3] = V - 1, V - 2, V - 3
+    expected_loss, expected = oracle(softmax_cross_entropy, logits, targets)
+    places = [np.zeros(logits.size + 4, dtype)[skip : skip + logits.size].reshape(shape) for skip in skips]
+    places[0][...] = logits
+    loss, _ = on_device(softmax_cross_entropy)(places[0], targets, out=places[1])
+    assert_close(loss, expected_loss, "reduction", magnitude=np.abs(logits[np.isfinite(logits)]).max())
+    assert_close(places[1], expected, "product", magnitude=(np.abs(expected) * 3 + 0.02))
+    again, _ = on_device(softmax_cross_entropy)(places[0], targets, out=places[0])
+    np.testing.assert_array_equal(again, loss)
+    if (skips[0] - skips[1]) % 4 == 0:
+        np.testing.assert_array_equal(places[0], places[1])
+    for bad in (np.nan, np.inf):
+        for place in (0, V // 2, V - 1):
+            dirty = logits.copy()
+            dirty[0, place] = bad
+            loss, gradient = on_device(softmax_cross_entropy)(dirty, targets)
+            assert np.isnan(loss) and np.isnan(gradient[0]).any() and not np.isnan(gradient[1:]).any()
+    loss, gradient = on_device(softmax_cross_entropy)(np.full_like(logits, -np.inf), targets)
+    assert np.isnan(loss) and np.isnan(gradient).all()
+
+
+@pytest.mark.parametrize("V", [3, 97, 1031])
+@pytest.mark.parametrize("bad", [-1, None, -(2**40), 2**40])
+def test_a_target_out_of_range_on_a_device(on_device, dtype, V, bad):
+    logits, targets = draw((5, V), dtype)
+    clean = on_device(softmax_cross_entropy)(logits, targets)[1]
+    targets[2] = V if bad is None else bad
+    loss, gradient = on_device(softmax_cross_entropy)(logits, targets)
+    assert np.isnan(loss) and np.isnan(gradient[2]).all()
+    others = [0, 1, 3, 4]
+    np.testing.assert_array_equal(gradient[others], clean[others])
 
 
 def test_errors():

@@ -56,7 +56,7 @@ def _both():
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("fed", [slice(None, None, -1), slice(0, 0), slice(1, 5, 3)], ids=["all", "none", "some"])
-def test_the_step_is_the_ordinary_one_bit_for_bit(backend, dtype, passes, name, fed):
+def test_the_step_is_the_ordinary_one_bit_for_bit(cpu_backend, dtype, passes, name, fed):
     runs = []
     for norm in (None, GradientNorm()):
         params, state = draw(dtype), [[np.zeros_like(p) for p in draw(dtype)] for _ in range(2)]
@@ -77,7 +77,7 @@ def test_the_step_is_the_ordinary_one_bit_for_bit(backend, dtype, passes, name, 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-def test_an_optimizers_step_is_the_ordinary_one(backend, dtype, optimizer, max_norm):
+def test_an_optimizers_step_is_the_ordinary_one(cpu_backend, dtype, optimizer, max_norm):
     def train(norm):
         params = draw(dtype)
         groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.5}]
@@ -99,7 +99,7 @@ def test_an_optimizers_step_is_the_ordinary_one(backend, dtype, optimizer, max_n
     assert reports == expected
 
 
-def test_the_norm_is_global_norm_to_the_last_bit(backend, dtype):
+def test_the_norm_is_global_norm_to_the_last_bit(cpu_backend, dtype):
     info = np.finfo(dtype)
     norm = GradientNorm()
     for scale in (1.0, float(info.max) / 8, float(info.tiny), float(info.smallest_subnormal)):
@@ -137,7 +137,7 @@ def viewed(grads):
 
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
 @pytest.mark.parametrize("change", [retyped, strided, replaced, viewed])
-def test_what_is_no_longer_what_was_fed_is_read(backend, change):
+def test_what_is_no_longer_what_was_fed_is_read(cpu_backend, change):
     norm = GradientNorm()
     grads = [random(1, 4), random(2, 4)]
     norm.add(grads)
@@ -153,7 +153,7 @@ def test_what_was_fed_can_not_be_resized():
         grad.resize(3, refcheck=False)
 
 
-def test_an_array_in_the_place_of_a_freed_one_is_read(backend):
+def test_an_array_in_the_place_of_a_freed_one_is_read(cpu_backend):
     norm = GradientNorm()
     for _ in range(100):
         grads = [np.full(5, 2.0)]
@@ -181,7 +181,7 @@ def test_no_gradient_is_kept_alive():
     assert len(norm) == 0
 
 
-def test_the_last_time_counts_and_a_step_uses_up(backend):
+def test_the_last_time_counts_and_a_step_uses_up(cpu_backend):
     norm = GradientNorm()
     grad, p = np.full(4, 3.0), np.zeros(4)
     norm.add(grad)
@@ -204,7 +204,7 @@ def model(dtype, rng=1):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_layers_feed_what_they_accumulate(backend, dtype, optimizer):
+def test_layers_feed_what_they_accumulate(cpu_backend, dtype, optimizer):
     def train(norm):
         layers = model(dtype)
         made = optimizer(layers.parameters(), lr=0.05, max_norm=0.7, gradient_norm=norm)
@@ -225,7 +225,7 @@ def test_layers_feed_what_they_accumulate(backend, dtype, optimizer):
     assert reports == expected and any(report.clip_coefficient < 1 for report in reports)
 
 
-def test_gradients_that_do_not_come_from_a_backward_pass(backend):
+def test_gradients_that_do_not_come_from_a_backward_pass(cpu_backend):
     norm = GradientNorm()
     params = [Parameter(np.zeros(3)), Parameter(np.zeros(2))]
     made = SGD(params, lr=1.0, max_norm=1e9, gradient_norm=norm)
@@ -242,7 +242,7 @@ def test_gradients_that_do_not_come_from_a_backward_pass(backend):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_policies_for_nan(backend, value):
+def test_policies_for_nan(cpu_backend, value):
     for policy in ("skip", "raise", "propagate"):
         norm = GradientNorm()
         parameter = Parameter(np.zeros(3), name="w")

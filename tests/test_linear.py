@@ -110,6 +110,46 @@ def test_embedding_has_the_same_bits_for_any_number_of_threads(thread_counts, dt
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("E", [1, 3, 7, 8, 132, 260])
+@pytest.mark.parametrize(("n", "V"), [(1, 1), (97, 11), (2048, 5), (5003, 300), (8193, 1)])
+def test_embedding_on_a_device_has_the_bits_of_the_cpu(on_device, dtype, n, V, E):
+    """One chunk of sorted indices and several, runs of equal ones across their ends, rows that nobody chose."""
+    rng = np.random.default_rng(n)
+    if n > 1000 and E > 8:
+        pytest.skip("long and wide takes long")
+    indices = np.minimum(rng.integers(0, V, n), rng.integers(0, V, n))
+    weight, dy = random(1, (V, E), dtype), random(2, (n, E), dtype)
+    dy[0, 0] = -0.0
+    with fastgrad.backend("cpu"):
+        y, dweight = embedding(weight, indices), embedding_backward(dy, indices, V + 3)
+    np.testing.assert_array_equal(on_device(embedding)(weight, indices), y)
+    actual = on_device(embedding_backward)(dy, indices, V + 3)
+    assert actual.tobytes() == dweight.tobytes()
+    shifted = np.zeros(dy.size + 1, dtype)[1:].reshape(dy.shape)
+    shifted[...] = dy
+    assert on_device(embedding_backward)(shifted, indices, V + 3).tobytes() == dweight.tobytes()
+
+
+def test_indices_out_of_range_on_a_device(on_device, dtype):
+    weight, dy = random(1, (5, 4), dtype), random(2, (7, 4), dtype)
+    indices = np.array([1, -1, 4, 5, 1, 2**40, -(2**63)])
+    inside = np.array([True, False, True, False, True, False, False])
+    y = on_device(embedding)(weight, indices)
+    np.testing.assert_array_equal(y[inside], weight[indices[inside]])
+    assert np.isnan(y[~inside]).all()
+    with fastgrad.backend("cpu"):
+        expected = embedding_backward(dy[inside], indices[inside], 5)
+    np.testing.assert_array_equal(on_device(embedding_backward)(dy, indices, 5), expected)
+
+
+def test_arrays_of_two_kinds(on_device):
+    weight, indices = random(1, (5, 4), np.float32), np.array([1, 2])
+    with pytest.raises(TypeError, match=r"indices is a NumPy array but weight is a CuPy array; .* cupy.asarray"):
+        on_device(lambda table: embedding(table, indices))(weight)
+    with pytest.raises(TypeError, match=r"targets is a CuPy array but logits is a NumPy array; .* cupy.asnumpy"):
+        on_device(lambda targets: fastgrad.softmax_cross_entropy(weight, targets))(indices)
+
+
 def test_errors():
     x, weight, bias, dy = draw((4, 3, 2), np.float32)
 

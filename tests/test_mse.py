@@ -87,6 +87,21 @@ def test_the_same_bits_for_any_number_of_threads(thread_counts, dtype):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("skips", [(0, 0, 0), (1, 1, 1), (0, 0, 3)], ids=str)
+@pytest.mark.parametrize("size", [1, 127, 512, 2048, 5003])
+def test_a_device_has_the_gradient_of_the_cpu(on_device, dtype, size, skips):
+    """Bit for bit: whole blocks, the rest of one, and arrays that begin on 16 bytes or do not."""
+    pred, target = draw((size,), dtype)
+    with fastgrad.backend("cpu"):
+        loss, gradient = mse(pred, target)
+    places = [np.zeros(size + 4, dtype)[skip : skip + size] for skip in skips]
+    places[0][...], places[1][...] = pred, target
+    actual, _ = on_device(mse)(places[0], places[1], out=places[2])
+    np.testing.assert_array_equal(places[2], gradient)
+    # Both add up squares in double, each in an order of its own.
+    assert_close(actual, loss, "norm" if dtype is np.float64 else "pointwise")
+
+
 def test_errors():
     pred, target = draw((4, 3), np.float32)
 

@@ -4,7 +4,7 @@
     module.get_function("scale")((4,), (256,), (x, np.float32(2), np.int64(x.size)))
 
 The calling form is CuPy's RawModule's; all that is needed is g++ on Linux. A thread of a kernel is a fiber, so launches
-are deterministic, and one of 1e5 threads takes some 0.1 s.
+are deterministic; one of 1e5 threads takes 20 ms, and building a file of six kernels 0.4 s, once (Zen 5).
 
 In mode "check" each of these ends the launch with an error that names array, byte, threads and source line:
 
@@ -15,12 +15,15 @@ In mode "check" each of these ends the launch with an error that names array, by
 - shared memory that is read before it is written;
 - barriers and warp collectives that only some threads reach, deadlocks, and loops without end.
 
-Mode "plain" finds the last kind alone; shared memory starts as NaNs in both.
+Mode "plain" finds barriers that only some threads reach and deadlocks alone; shared memory starts as NaNs in both.
+
+CuPy flushes subnormal floats; so does a launch on float32 arrays alone, unless CpuModule is told otherwise. Under
+NVRTC's -fmad=false, sums, products, quotients, roots and fmaf are rounded by IEEE's rules there as here.
 
 What can't be seen, and is left to runs on a device:
 
 - the device's expf, tanhf, rsqrtf, __expf and the like: other last bits;
-- instructions that threads of a warp execute in lockstep, and what a data race that the rules permit would give;
+- what depends on how threads interleave between two barriers; of a release and an acquire, orders other than those run;
 - an overrun from one array into another that begins where the first ends, as in views of one buffer;
 - races on variables of the module (__device__, __constant__), and atomic loads that race with plain stores;
 - plain or volatile reads in place of atomics: reported as races, which on a device may happen to work;

@@ -37,7 +37,7 @@ inline std::vector<uint32_t> free_lists;
 inline std::map<std::pair<const void*, unsigned>, Clock> released;  // by address, and block + 1 if in shared memory
 inline uint64_t accesses_left;                           // of the thread that runs, until it lets others run
 
-constexpr uint64_t MANY_ACCESSES = uint64_t(1) << 27;  // some seconds
+constexpr uint64_t MANY_ACCESSES = uint64_t(1) << 26;  // a second
 
 // --- order
 
@@ -229,9 +229,7 @@ inline void check(const void* address, unsigned size, bool write, bool atomic, P
         if (!c.writer) {
             if (!write && r->shared) report("read of shared memory that was never written: " + where(*r, byte), place);
         } else if (c.writer != me && !(atomic && c.atomic) && !ordered(c.writer - 1, c.written)) {
-            // After an atomic of its own, a thread may use without one what others have changed by atomics before.
-            if (!(c.atomic && self->observed > c.written))
-                report((write ? "race, write after write: " : "race, read after write: ") + where(*r, byte), place, c.writer);
+            report((write ? "race, write after write: " : "race, read after write: ") + where(*r, byte), place, c.writer);
         }
         if (write) {
             if (c.readers != Readers::NONE) {
@@ -251,7 +249,7 @@ inline Clock& location(const void* p) { return released[{p, is_shared(p) ? here-
 
 inline void check_poll(const void* p, unsigned size, Site site) {
     self->known = join(self->known, location(p));
-    self->observed = self->time = ++now;
+    self->time = ++now;
     check(p, size, false, true, {nullptr, site});
 }
 
@@ -269,7 +267,6 @@ inline void check_atomic(const void* p, unsigned size, Access access, Order orde
     }
     ++now;
     known_here = join(known_here, releases ? visible() : self->fenced);
-    self->observed = now;
     self->time = ++now;
 }
 
@@ -285,19 +282,17 @@ inline void check_fence() {
 template <class Waits>
 void check_met(Thread* threads, size_t n, Waits waits) {
     Clock known, pending, fenced;
-    Time observed = 0;
     for (size_t i = 0; i < n; ++i) {
         const Thread& t = threads[i];
         if (!waits(t)) continue;
         known = join(known, t.known), pending = join(pending, t.pending), fenced = join(fenced, t.fenced);
-        observed = std::max(observed, t.observed);
     }
     ++now;
     for (size_t i = 0; i < n; ++i) {
         Thread& t = threads[i];
         if (!waits(t)) continue;
         t.known = known, t.pending = pending, t.fenced = fenced;
-        t.observed = observed, t.time = now;
+        t.time = now;
     }
 }
 

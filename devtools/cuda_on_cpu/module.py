@@ -28,6 +28,7 @@ MODULES_KEPT = 500  # in the cache, of some 100 KB each
 MAX_THREADS = 1024
 MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
+MAX_TOTAL = 2**28  # threads of a launch: not the device's limit, but some 30 s here
 SHARED_BYTES = 48 * 1024  # of a block, unless the launch asks for more
 MAX_SHARED_BYTES = 227 * 1024  # of compute capability 9.0
 
@@ -299,6 +300,8 @@ class CpuFunction:
         threads, blocks = block[0] * block[1] * block[2], grid[0] * grid[1] * grid[2]
         if threads > MAX_THREADS:
             raise LaunchError(f"{self.name}: {threads} threads in a block; a device takes {MAX_THREADS}")
+        if threads * blocks > MAX_TOTAL:
+            raise LaunchError(f"{self.name}: {blocks} blocks of {threads} threads are too many to run on the CPU")
         static = self._module.static_shared_bytes(self.name)
         limit = self.max_dynamic_shared_size_bytes
         if limit <= SHARED_BYTES:
@@ -317,7 +320,7 @@ class CpuModule:
 
     code : the whole source; #line directives in it give the names of files and the lines that errors name
     kernels : names of its __global__ functions
-    mode : "check", or "plain": about 4 times as fast, and blind to all but wrong results
+    mode : "check", or "plain": 2 to 20 times as fast, and blind to all but deadlocks and wrong results
     options : for g++: -DNAME=VALUE
     ftz : take subnormal numbers for zeros, as CuPy's -ftz=true does with floats. The CPU can do so for floats and
         doubles only together; None: where a launch is given arrays of float32 and none of float64

@@ -39,7 +39,6 @@ struct Thread {
 
     // For the checker.
     Time time = 0;         // of its accesses from now on
-    Time observed = 0;     // of the last atomic that it, or a thread it met at a barrier, has done
     Time lanes[32] = {};   // writes of each lane of its warp from before this are visible to it
     Clock known, pending;  // `pending` is what atomics have read: a fence makes it known
     Clock fenced;          // what was visible at its last fence: its next atomic hands it on

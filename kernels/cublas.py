@@ -1,0 +1,158 @@
+"""Matrix products by cuBLAS, called by ctypes.
+
+CuPy's own binding refuses to be called while a stream is captured into a graph. cuBLAS itself does not, as long as it
+needs no memory of its own: so each stream has a workspace here, handed over before every product.
+
+Products of float32 are computed in float32 throughout (CUBLAS_DEFAULT_MATH: no TF32), and the same call gives the same
+bits each time: atomics are off and one handle works on one stream at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import sys
+import threading
+from ctypes import byref, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+PLAIN, TRANSPOSED = 0, 1  # cublasOperation_t
+DEFAULT_MATH = 0  # cublasMath_t
+WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for compute capability 9.0, 4 MB before it
+
+_STATUS = {
+    1: "not initialized", 3: "allocation failed", 7: "invalid value", 8: "the device is too old for it",
+    11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported", 16: "license error",
+}  # fmt: skip
+
+_GEMM = {np.dtype(np.float32): ("cublasSgemm_v2_64", c_float), np.dtype(np.float64): ("cublasDgemm_v2_64", c_double)}
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cublasCreate_v2": (c_void_p,),
+    "cublasSetMathMode": (c_void_p, c_int),
+    "cublasSetStream_v2": (c_void_p, c_void_p),
+    "cublasSetWorkspace_v2": (c_void_p, c_void_p, c_size_t),
+    **{
+        name: (
+            c_void_p, c_int, c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64,
+            c_void_p, c_void_p, c_int64,
+        )
+        for name, _ in _GEMM.values()
+    },
+}  # fmt: skip
+
+
+class CublasError(RuntimeError):
+    """cuBLAS refused a call."""
+
+
+def _names(major: int) -> list[str]:
+    if sys.platform == "win32":
+        return [f"cublas64_{major}.dll"]
+    return [f"libcublas.so.{major}"]
+
+
+def _wheels(major: int) -> list[Path]:
+    """Return where NVIDIA's wheels keep the library."""
+    try:
+        roots = list(importlib.import_module("nvidia").__path__)
+    except ImportError:
+        return []
+    folders = (f"cu{major}/lib", f"cu{major}/bin/x86_64", "cublas/lib", "cublas/bin")
+    return [Path(root) / folder / name for root in roots for folder in folders for name in _names(major)]
+
+
+@functools.cache
+def load(major: int) -> Any:
+    """Return the cuBLAS of a CUDA major version: CuPy's where it has one, else the loader's, else the wheel's.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    try:
+        importlib.import_module("cupy_backends.cuda.libs.cublas")  # CuPy loads it from wherever it was told to
+        importlib.import_module("cupy_backends.cuda.libs").cublas  # noqa: B018
+    except Exception:
+        pass  # there are other places to look at
+    tried = []
+    for path in [*_names(major), *(str(p) for p in _wheels(major) if p.exists())]:
+        try:
+            return declare(ctypes.CDLL(path))
+        except (OSError, AttributeError) as error:
+            tried.append(f"{path}: {error}")
+    raise RuntimeError(
+        f"cuBLAS of CUDA {major} was not found ({'; '.join(tried)}); it comes with "
+        f'pip install "fastgrad[cuda{major}]", which brings cupy-cuda{major}x[ctk]'
+    )
+
+
+def declare(library: Any) -> Any:
+    """Give the functions of the library their parameters' types, and return it."""
+    for name, kinds in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = list(kinds), c_int
+    return library
+
+
+class Cublas:
+    """Products on one device.
+
+    Args:
+        library: what `load` returned.
+        workspace: makes memory on the device, f(bytes), an array with data.ptr.
+    """
+
+    def __init__(self, library: Any, workspace: Any) -> None:
+        self._library = library
+        self._make_workspace = workspace
+        self._workspaces: dict[int, Any] = {}  # kept for good: a captured graph refers to them
+        self._own = threading.local()  # a handle for each thread, as they may not share one
+
+    def _call(self, name: str, *args: Any) -> None:
+        status = getattr(self._library, name)(*args)
+        if status:
+            raise CublasError(f"{name}: {_STATUS.get(status, 'unknown error')} (status {status})")
+
+    def _handle(self) -> Any:
+        handle = getattr(self._own, "handle", None)
+        if handle is None:
+            handle = c_void_p()
+            self._call("cublasCreate_v2", byref(handle))
+            self._call("cublasSetMathMode", handle, DEFAULT_MATH)
+            self._own.handle = handle
+        return handle
+
+    def matmul(
+        self, stream: int, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool
+    ) -> None:
+        """Write op(a) op(b) into `out`, or add it; rows contiguous, no size 0. The device must be current.
+
+        Streams that run at the same time have different workspaces; two graphs captured on one stream must not run at
+        the same time.
+        """
+        m, n = out.shape
+        k = a.shape[0] if transpose_a else a.shape[1]
+        handle = self._handle()
+        if stream not in self._workspaces:
+            self._workspaces[stream] = self._make_workspace(WORKSPACE)
+        # cublasSetStream takes the workspace away, so both each time.
+        self._call("cublasSetStream_v2", handle, stream)
+        self._call("cublasSetWorkspace_v2", handle, self._workspaces[stream].data.ptr, WORKSPACE)
+        gemm, kind = _GEMM[out.dtype]
+        # cuBLAS goes by columns: what it sees is the transpose of each array, and out^T = op(b)^T op(a)^T.
+        self._call(
+            gemm, handle, TRANSPOSED if transpose_b else PLAIN, TRANSPOSED if transpose_a else PLAIN, n, m, k,
+            byref(kind(1)), b.data.ptr, row_stride(b), a.data.ptr, row_stride(a),
+            byref(kind(1 if accumulate else 0)), out.data.ptr, row_stride(out),
+        )  # fmt: skip
+
+
+def row_stride(array: Array) -> int:
+    """Return the elements from a row of a matrix to the next, at least the length of a row."""
+    rows, columns = array.shape
+    return array.strides[0] // array.itemsize if rows > 1 else max(columns, 1)

@@ -1,0 +1,66 @@
+// What the steps of all optimizers share: numbers that tensors have of their own, and the launch between norm and update.
+//
+// A whole step of an optimizer is three launches, none of which waits for the host: fg_norm_chunks over the gradients;
+// fg_<op>_finish, one block for each tensor, the last of which makes the norm, the coefficient, and for every tensor the
+// numbers that the update takes; and the update itself. What changes from step to step is read and kept in device
+// memory, so that a captured graph goes on with every replay: the count of steps, and the numbers of the groups.
+#pragma once
+#include "norms.cuh"
+
+constexpr int GROUP = 8;    // doubles of a parameter group, see the rule of the op
+constexpr int NUMBERS = 9;  // doubles that an update takes, the first of them times the gradient; unused ones are 0
+
+struct Numbers {
+    double at[NUMBERS];
+
+    // Those that were given, or those of a tensor, times what the norm says; see State.
+    __device__ static Numbers of(const Numbers& given, const double* own, index_t number, const double* control) {
+        Numbers result = given;
+        if (own) {
+#pragma unroll
+            for (int i = 0; i < NUMBERS; ++i) result.at[i] = own[number * NUMBERS + i];
+        }
+        if (control) result.at[0] = control[0] * result.at[0];
+        return result;
+    }
+    __device__ real_t operator[](int i) const { return real_t(at[i]); }
+};
+
+// What an optimizer keeps on the device, over its parameters: a tensor's `number` in the table is its parameter's.
+struct State {
+    const double* settings;  // in: the norm to clip to, negative for none; what to do where the norm is not finite: 0 go
+                             // on, 1 leave everything as it is and count it, 2 leave it; from [2] (groups, GROUP)
+    const index_t* group;    // (parameters,) in
+    index_t* steps;          // (parameters,) in/out: steps taken
+    double* own;             // (parameters, NUMBERS) out
+    double* control;         // (2,) out: the coefficient, and 1 where the step is taken, else 0
+    index_t* skipped;        // (1,) in/out
+    double* report;          // (3,) out: norm, coefficient (0 where skipped), whether skipped
+};
+
+// rule(group, step) returns the Numbers of a tensor that takes its step number `step`, from 1.
+template <class F> __device__ void finish_step(const Table& table, const Sums& sums, const State& state, F rule) {
+    __shared__ bool goes_on;
+    double norm;
+    if (!finish_norms(table, sums, norm)) return;
+    if (threadIdx.x == 0) {
+        const double policy = state.settings[1];
+        const bool finite = fabs(norm) <= 1.7976931348623157e308;
+        goes_on = finite || policy == 0;
+        const double coefficient = goes_on ? clip_coefficient(norm, state.settings[0]) : 0.0;
+        state.control[0] = coefficient;
+        state.control[1] = goes_on;
+        state.report[0] = norm;
+        state.report[1] = coefficient;
+        state.report[2] = !goes_on;
+        if (!goes_on && policy == 1) *state.skipped += 1;
+    }
+    __syncthreads();
+    if (!goes_on) return;
+    for (int k = threadIdx.x; k < table.tensors; k += blockDim.x) {
+        const index_t number = table.number(k), step = ++state.steps[number];
+        const Numbers numbers = rule(state.settings + 2 + state.group[number] * GROUP, step);
+#pragma unroll
+        for (int i = 0; i < NUMBERS; ++i) state.own[number * NUMBERS + i] = numbers.at[i];
+    }
+}

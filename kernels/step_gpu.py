@@ -1,0 +1,134 @@
+"""What the launchers of all optimizer steps share: see step.cuh.
+
+`Steps` is what an optimizer keeps on a device over its parameters. Its step is three launches for any number of
+tensors, as long as all groups use the same variant of the update: the chunks of the norm, what finishes it, the update.
+Nothing waits for the device and nothing is copied to it, unless numbers of a group have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import cuda
+from .norm_gpu import NO_LIMIT, sum_chunks
+from .table_gpu import capturing, refuse_capture, table_of
+
+Array = Any
+
+GROUP, NUMBERS = 8, 9  # as in step.cuh
+POLICIES = {"propagate": 0, "skip": 1, "raise": 2}  # as in step.cuh: raising counts nothing
+
+_HEAD = "table: i64*, streams: i32, tensors: i32, "
+
+
+def update_kernel(name: str, numbers: str, variants: Sequence[str]) -> cuda.Kernel:
+    """Return the update fg_<name>; `numbers`: names of the numbers that it takes, the factor of the gradient first."""
+    own = ", ".join(f"{number}: f64" for number in numbers.split())
+    return cuda.Kernel(name, f"fg_{name}", f"{_HEAD}own: f64*?, control: f64*?, {own}", variants)
+
+
+def finish_kernel(name: str) -> cuda.Kernel:
+    """Return what goes between the norm and the update, fg_<name>_finish."""
+    sums = "partial: f64*, totals: f64*, norms: f64*, arrived: u32*, "
+    state = "settings: f64*, group: i64*, steps: i64*, own: f64*, control: f64*, skipped: i64*, report: f64*"
+    return cuda.Kernel(name, f"fg_{name}_finish", _HEAD + sums + state)
+
+
+def update(
+    kernel: cuda.Kernel, lists: Sequence[Sequence[Array]], scale: float | Array, maximize: bool, *numbers: float,
+    **variant: bool,
+) -> None:  # fmt: skip
+    """Run an update with the same numbers for all tensors.
+
+    scale : the factor of the gradients, or what `norm_gpu.clip_all` returned
+    """
+    control, factor = (None, scale) if isinstance(scale, float) else (scale, 1.0)
+    numbers = (-factor if maximize else factor, *numbers)
+    table_of(lists).launch(kernel, lists, None, control, *numbers, **_flags(variant))
+
+
+def _flags(variant: dict[str, bool]) -> dict[str, int]:
+    return {name: int(flag) for name, flag in variant.items()}
+
+
+class Update(NamedTuple):
+    """One launch of the update in a step of an optimizer.
+
+    lists : params, grads, states, contiguous
+    indices : the place among all parameters of each of them
+    variant : of the kernel
+    """
+
+    lists: list[list[Array]]
+    indices: list[int]
+    variant: dict[str, bool]
+
+
+class Steps:
+    """The state of an optimizer on a device, except for the arrays of its parameters.
+
+    kernel, finish : of the optimizer
+    steps (parameters,) int64 : steps that each parameter has taken
+    skipped (1,) int64 : steps that were left out because the norm was not finite
+    norms, taking_part : after a step, the norm of each gradient that took part, float64, scratch; whose they are
+    """
+
+    def __init__(self, kernel: cuda.Kernel, finish: cuda.Kernel, like: Array, groups: Sequence[int]):
+        self.device = cuda.device_of(like)
+        refuse_capture(self.device, "the state of an optimizer")
+        self.kernel, self.finish, self.dtype = kernel, finish, like.dtype
+        xp, count = self.device.xp, len(groups)
+        with self.device.here():
+            self.group = xp.asarray(np.array(groups, np.int64))
+            self.steps, self.skipped = xp.zeros(count, np.int64), xp.zeros(1, np.int64)
+            self.own, self.control = xp.zeros((count, NUMBERS), np.float64), xp.zeros(2, np.float64)
+            self.settings = xp.zeros(2 + GROUP * (max(groups) + 1), np.float64)
+        self.norms: Array = None
+        self.taking_part: list[int] = []
+        self._set: list[float] | None = None
+        self._kept: list[Array] = []  # reports that a graph writes to
+
+    def set(self, max_norm: float | None, nonfinite: str, groups: Iterable[Sequence[float]]) -> None:
+        """Bring the numbers of the groups to the device where they have changed.
+
+        Raises:
+            RuntimeError: they have changed while a graph is captured, which would replay the copy.
+        """
+        settings = [NO_LIMIT if max_norm is None else max_norm, float(POLICIES[nonfinite])]
+        for numbers in groups:
+            settings += [*numbers, *[0.0] * (GROUP - len(numbers))]
+        if settings == self._set:
+            return
+        refuse_capture(self.device, "a change of lr or another number")
+        with self.device.here():
+            self.settings[...] = self.device.xp.asarray(np.array(settings))
+        self._set = settings
+
+    def run(self, updates: list[Update]) -> Array:
+        """Take a step and return its report, float64 (3,): norm, coefficient (0 where skipped), whether skipped."""
+        if len(updates) == 1:
+            lists, numbers, stream = updates[0].lists, updates[0].indices, 1
+        else:
+            # In the order of the parameters, however they are launched.
+            pairs = [pair for one in updates for pair in zip(one.indices, one.lists[1], strict=True)]
+            pairs.sort(key=lambda pair: pair[0])
+            lists, numbers, stream = [[grad for _, grad in pairs]], [index for index, _ in pairs], 0
+        table = table_of(lists, numbers)
+        sum_chunks(table, lists, stream)
+        device, block = self.device, cuda.threads(self.device)
+        report = device.xp.empty(3, np.float64)
+        if capturing(device):
+            self._kept.append(report)
+        self.finish(
+            device, self.dtype, table.tensors, block, *table.head, table.partial, table.totals, table.norms,
+            table.arrived, self.settings, self.group, self.steps, self.own, self.control, self.skipped, report,
+        )  # fmt: skip
+        self.norms, self.taking_part = table.norms, numbers
+        unused = [0.0] * (len(self.kernel.parameters) - 5)
+        for one in updates:
+            own = table if len(updates) == 1 else table_of(one.lists, one.indices)
+            own.launch(self.kernel, one.lists, self.own, self.control, *unused, **_flags(one.variant))
+        return report
