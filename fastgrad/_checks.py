@@ -230,12 +230,14 @@ def _plan(sets: Sequence[Sequence[Group]]) -> Any:
     shapes = []
     for groups in sets:
         length = len(groups[0][1])
-        written = 0
-        for k, (_, entries, is_written) in enumerate(groups):
+        written, bit = 0, 1
+        for _, entries, is_written in groups:
             if len(entries) != length:
                 return None
             arrays += entries
-            written |= is_written << k
+            if is_written:
+                written |= bit
+            bit += bit
         shapes.append((len(groups), length, written))
     return _lists().take(tuple(shapes), arrays) if arrays and type(arrays[0]) is np.ndarray else None
 
@@ -355,7 +357,7 @@ class TensorGroups(TensorSets):
     __slots__ = ()
 
     def __init__(self, *groups: Group) -> None:
-        super().__init__([groups])
+        TensorSets.__init__(self, (groups,))  # super() takes 0.1 us more
 
     @property
     def lists(self) -> list[Any]:
@@ -390,7 +392,7 @@ def number(
             value = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}") from None
-    if low < value < high and (not finite or -math.inf < value < math.inf):
+    if (low < value < high or (value == low and not open_low)) and -math.inf < value < math.inf:
         return value
     inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
     if inside and (not finite or math.isfinite(value)):

@@ -67,7 +67,7 @@ class Health:
 
     def __post_init__(self) -> None:
         for array in self._columns():
-            array.flags.writeable = False
+            array.setflags(False)  # type: ignore[call-arg]  # as a keyword, it takes more than twice the time
 
     def _columns(self) -> tuple[Array, ...]:
         return self.sizes, self.norm, self.max_abs, self.nan, self.inf, self.zero, self.subnormal
@@ -201,7 +201,7 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
     called = _names(names, len(listed))
     groups = TensorGroups(("arrays", listed, False))
     checked = groups.lists[0]
-    sizes = np.array([a.size for a in checked], np.int64)
+    sizes = np.array([a.size for a in listed], np.int64)
     if not checked:
         return Health(called, sizes, *(np.zeros(0, kind) for kind in [np.float64] * 2 + [np.int64] * 4))
     found = list_kernels("health", checked).health(checked)

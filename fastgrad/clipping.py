@@ -16,7 +16,13 @@ from fastgrad._dispatch import list_kernels, on_device
 NORM_EPS = 1e-6
 
 
+_ORDERS = {1: 1.0, 2: 2.0, math.inf: math.inf}
+
+
 def _order(value: Any) -> float:
+    known = _ORDERS.get(value) if type(value) in (int, float) else None
+    if known is not None:
+        return known
     order = number("ord", value, finite=False)
     if order not in (1.0, 2.0, math.inf):
         raise ValueError(f"ord: expected 1, 2 or inf, got {value!r}")
@@ -115,7 +121,7 @@ def clip_by_global_norm(
     else:
         coefficient = clip_coefficient(norm, max_norm)
         if coefficient != 1.0:
-            list_kernels("clip", checked).scale(checked, np.full(len(checked), coefficient))
+            list_kernels("clip", checked).scale(checked, np.array([coefficient] * len(checked)))
     groups.done()
     return as_scalar(norm)
 

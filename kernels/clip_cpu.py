@@ -28,12 +28,12 @@ def _clamp(dtype: np.dtype) -> Any:
 
 def scale(arrays: list[np.ndarray], coefficients: np.ndarray) -> None:
     """Multiply each array in place by its coefficient, float64 (len(arrays),); 1.0 leaves the array untouched."""
-    (chosen,) = np.nonzero(coefficients != 1.0)
-    if chosen.size == 0:
+    chosen = [i for i, coefficient in enumerate(coefficients.tolist()) if coefficient != 1.0]
+    if not chosen:
         return
-    if chosen.size < coefficients.size:
+    if len(chosen) < coefficients.size:
         whole = list(arrays)
-        arrays, coefficients = [whole[i] for i in chosen.tolist()], coefficients[chosen]
+        arrays, coefficients = [whole[i] for i in chosen], coefficients[chosen]
     table, stream = table_of([arrays])
     table.run(_scale(table.dtype), own=coefficients, stream=stream)
 

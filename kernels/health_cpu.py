@@ -11,13 +11,16 @@ Bytes: 4 an element in float32, as for the norm alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from . import runtime
-from .norm_cpu import AHEAD_BYTES, SAFE_SQUARES, tensor_norms
+from .norm_cpu import AHEAD_BYTES, SAFE_SQUARES, UNSAFE, sum_blocks, tensor_norms
+from .runtime import peek, peek_double, poke, poke_double
 from .simd import Machine, Value, traced
 from .streams import BLOCK, table_of, tensor_of_block
 
@@ -106,28 +109,49 @@ def _examine(dtype: np.dtype) -> Any:
     return kernel
 
 
+def _fold(results, starts, tensors, double, values, counts):
+    # values (2, tensors): norm, largest; counts (4, tensors). Say whether a norm is UNSAFE.
+    blocks = peek(starts, tensors)
+    stride = blocks * 8
+    low, high = SAFE_SQUARES
+    unsafe = 0
+    for k in range(tensors):
+        first, last = peek(starts, k), peek(starts, k + 1)
+        bits = np.int64(0)
+        for block in range(first, last):
+            bits = max(bits, peek(results + LARGEST * stride, block))
+        largest = np.int64(bits).view(np.float64) if double else np.float64(np.int32(bits).view(np.float32))
+        for row in range(NAN, LARGEST):
+            total = 0.0
+            for block in range(first, last):
+                total += peek_double(results + row * stride, block)
+            poke(counts, (row - NAN) * tensors + k, np.int64(total))
+        squares = sum_blocks(results, starts, k)
+        norm = math.sqrt(squares)
+        if double and 0.0 < largest < math.inf and norm == norm and not low < squares < high:
+            norm, unsafe = UNSAFE, 1
+        poke_double(values, k, norm)
+        poke_double(values, tensors + k, largest)
+    return unsafe
+
+
+_folder = runtime.compiled(_fold, returns=types.int64)
+
+
 def health(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Return for each array: l2 norm, max |a| without NaN (float64); NaN, Inf, zero, subnormal entries (int64)."""
     table, stream = table_of([arrays])
-    dtype = table.dtype
-    results = np.empty((6, table.blocks))
-    table.launch(_examine(dtype), runtime.address(results), 0, stream)
+    tensors, dtype = table.tensors, table.dtype
+    results = np.empty(6 * table.blocks)
+    written = runtime.address(results)
+    table.launch(_examine(dtype), written, 0, stream)
     # The blocks of each tensor are combined in order; empty tensors have none.
-    totals, bits = np.zeros((5, table.tensors)), np.zeros(table.tensors, np.int64)
-    filled = table.sizes > 0
-    starts = table.starts[:-1][filled]
-    if starts.size:
-        with np.errstate(over="ignore"):
-            totals[:, filled] = np.add.reduceat(results[:LARGEST], starts, axis=1)
-        bits[filled] = np.maximum.reduceat(results[LARGEST].view(np.int64), starts)
-    largest = bits.astype(f"i{dtype.itemsize}").view(dtype).astype(np.float64)
-    norms = np.sqrt(totals[SQUARES])
-    if dtype == np.float64:
-        low, high = SAFE_SQUARES
-        usual = (largest > 0) & np.isfinite(largest) & ~np.isnan(norms)
-        (unsafe,) = np.nonzero(usual & ~((totals[SQUARES] > low) & (totals[SQUARES] < high)))
-        if unsafe.size:
-            every = list(arrays)
-            norms[unsafe] = tensor_norms([every[i] for i in unsafe.tolist()], 2.0)
-    nan, inf, zero, subnormal = totals[NAN:LARGEST].astype(np.int64)
-    return norms, largest, nan, inf, zero, subnormal
+    values, counts = np.empty((2, tensors)), np.empty((4, tensors), np.int64)
+    addresses = runtime.address(values), runtime.address(counts)
+    norm, largest = values
+    if _folder()(written, table.starts_at, tensors, dtype == np.float64, *addresses):
+        (unsafe,) = np.nonzero(norm == UNSAFE)
+        every = list(arrays)
+        norm[unsafe] = tensor_norms([every[i] for i in unsafe.tolist()], 2.0)
+    nan, inf, zero, subnormal = counts
+    return norm, largest, nan, inf, zero, subnormal

@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 from . import runtime
 from .runtime import peek, peek_double, poke_double
@@ -26,6 +27,7 @@ from .streams import BLOCK, Table, table_of, tensor_of_block
 
 # Sums of squares in here have lost nothing: no square overflowed, and what underflowed is below their last digit.
 SAFE_SQUARES = (1e-280, 1e300)
+UNSAFE = -1.0  # in place of a norm of other squares
 # How far ahead lines are asked for, where a single stream is read: at 2048 it took 1.12 times as long on one thread,
 # 1.08 times on two (67 M float32).
 AHEAD_BYTES = 4096
@@ -135,7 +137,7 @@ def _largest(values, count):
 
 
 @numba.njit(**runtime.INNER)
-def _sum_blocks(partial, starts, tensor):
+def sum_blocks(partial, starts, tensor):
     first, count = peek(starts, tensor), peek(starts, tensor + 1) - peek(starts, tensor)
     if count == 0:
         return 0.0
@@ -157,34 +159,33 @@ def _norm_of_norms(norms, tensors, scratch):
 
 
 def _fold_blocks(partial, starts, tensors, largest, result):
+    # of all tensors together: their sum, or the largest
     for k in range(tensors):
         if largest:
             first, end = peek(starts, k), peek(starts, k + 1)
             poke_double(result, k, _largest(partial + first * 8, end - first))
         else:
-            poke_double(result, k, _sum_blocks(partial, starts, k))
+            poke_double(result, k, sum_blocks(partial, starts, k))
+    return _largest(result, tensors) if largest else _pairwise(result, tensors)
 
 
-def _fold_norms(norms, tensors, scratch, result):
-    poke_double(result, 0, _norm_of_norms(norms, tensors, scratch))
-
-
-def _fold_squares(partial, starts, tensors, checked, norms, scratch, result):
-    # result: the norm of all, and whether a sum of squares was unsafe, where it is not to be used
+def _fold_squares(partial, starts, tensors, checked, norms, scratch):
+    # the norm of all, or UNSAFE where one of the norms is
     low, high = SAFE_SQUARES
-    unsafe = 0.0
+    unsafe = False
     for k in range(tensors):
-        squares = _sum_blocks(partial, starts, k)
+        squares = sum_blocks(partial, starts, k)
         if checked and not low < squares < high and peek(starts, k + 1) > peek(starts, k):
-            unsafe = 1.0
-        poke_double(norms, k, math.sqrt(squares))
-    poke_double(result, 0, _norm_of_norms(norms, tensors, scratch))
-    poke_double(result, 1, unsafe)
+            unsafe = True
+            poke_double(norms, k, UNSAFE)
+        else:
+            poke_double(norms, k, math.sqrt(squares))
+    return UNSAFE if unsafe else _norm_of_norms(norms, tensors, scratch)
 
 
-_blocks_folder = runtime.compiled(_fold_blocks)
-_norms_folder = runtime.compiled(_fold_norms)
-_squares_folder = runtime.compiled(_fold_squares)
+_blocks_folder = runtime.compiled(_fold_blocks, returns=types.float64)
+_norms_folder = runtime.compiled(_norm_of_norms.py_func, returns=types.float64)
+_squares_folder = runtime.compiled(_fold_squares, returns=types.float64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,11 +197,35 @@ def _per_tensor(
     table: Table, stream: int, kernel: Callable[..., runtime.Kernel], factors: np.ndarray | None = None
 ) -> np.ndarray:
     """Run a reduction and combine the blocks of each tensor, in order; empty tensors give 0."""
-    partial = table.reduce(kernel(table.dtype), _ones(table.tensors) if factors is None else factors, stream)
     result = np.empty(table.tensors)
-    addresses = (runtime.address(partial), runtime.address(table.starts), table.tensors)
-    _blocks_folder()(*addresses, int(kernel is _max_abs), runtime.address(result))
+    _all_together(table, stream, kernel, result, factors)
     return result
+
+
+def _all_together(
+    table: Table,
+    stream: int,
+    kernel: Callable[..., runtime.Kernel],
+    result: np.ndarray,
+    factors: np.ndarray | None = None,
+) -> float:
+    """The same, into `result` (tensors,); return the reduction of that."""
+    tensors = table.tensors
+    partial = np.empty(table.blocks)
+    here = runtime.address(partial)
+    table.launch(kernel(table.dtype), here, runtime.address(_ones(tensors) if factors is None else factors), stream)
+    return _blocks_folder()(here, table.starts_at, tensors, kernel is _max_abs, runtime.address(result))
+
+
+def _of_squares(table: Table, stream: int, norms: int) -> float:
+    """Return the 2-norm of all entries together, or UNSAFE; with `norms`, an address, write that of each tensor."""
+    tensors, dtype = table.tensors, table.dtype
+    double = dtype == np.float64
+    memory = np.empty(table.blocks + 2 * tensors)
+    partial = runtime.address(memory)
+    scratch = partial + 8 * table.blocks
+    table.launch(_sum_squares(dtype), partial, runtime.address(_ones(tensors)) if double else 0, stream)
+    return _squares_folder()(partial, table.starts_at, tensors, double, norms or scratch + 8 * tensors, scratch)
 
 
 def tensor_norms(arrays: Sequence[np.ndarray], ord: float) -> np.ndarray:
@@ -212,14 +237,11 @@ def tensor_norms(arrays: Sequence[np.ndarray], ord: float) -> np.ndarray:
         return _per_tensor(table, stream, _max_abs)
     if ord == 1:
         return _per_tensor(table, stream, _sum_abs)
-    squares = _per_tensor(table, stream, _sum_squares)
-    norms = np.sqrt(squares)
-    if table.dtype == np.float64:
-        low, high = SAFE_SQUARES
-        (unsafe,) = np.nonzero(~((squares > low) & (squares < high)) & (table.sizes > 0))
-        if unsafe.size:
-            every = list(arrays)
-            norms[unsafe] = _scaled_norms([every[i] for i in unsafe.tolist()])
+    norms = np.empty(table.tensors)
+    if _of_squares(table, stream, runtime.address(norms)) == UNSAFE:
+        (unsafe,) = np.nonzero(norms == UNSAFE)
+        every = list(arrays)
+        norms[unsafe] = _scaled_norms([every[i] for i in unsafe.tolist()])
     return norms
 
 
@@ -241,26 +263,17 @@ def norm_of_norms(norms: np.ndarray, ord: float) -> float:
         return float(norms.max(initial=0.0))
     if ord == 1:
         return float(norms.sum())
-    scratch = np.empty(norms.size + 1)
-    here = runtime.address(scratch)
-    _norms_folder()(runtime.address(norms), norms.size, here + 8, here)
-    return float(scratch[0])
+    scratch = np.empty(norms.size)
+    return _norms_folder()(runtime.address(norms), norms.size, runtime.address(scratch))
 
 
 def global_norm(arrays: Sequence[np.ndarray], ord: float) -> float:
     """Return the norm of all entries together: the norm of the norms."""
-    if ord == 2 and arrays:
-        # The same in one compiled call behind the kernel, unless a sum of squares left the safe range.
-        table, stream = table_of([arrays])
-        blocks, tensors, double = table.blocks, table.tensors, table.dtype == np.float64
-        memory = np.empty(2 + blocks + 2 * tensors)
-        result = runtime.address(memory)
-        partial, norms = result + 16, result + 16 + 8 * blocks
-        ones = runtime.address(_ones(tensors)) if double else 0
-        table.launch(_sum_squares(table.dtype), partial, ones, stream)
-        starts = runtime.address(table.starts)
-        _squares_folder()(partial, starts, tensors, int(double), norms, norms + 8 * tensors, result)
-        norm, unsafe = memory[:2].tolist()
-        if not unsafe:
-            return norm
-    return norm_of_norms(tensor_norms(arrays, ord), ord)
+    if not arrays:
+        return 0.0
+    # In one compiled call behind the kernel, unless a sum of squares has left the safe range.
+    table, stream = table_of([arrays])
+    if ord != 2:
+        return _all_together(table, stream, _sum_abs if ord == 1 else _max_abs, np.empty(table.tensors))
+    norm = _of_squares(table, stream, 0)
+    return norm if norm != UNSAFE else norm_of_norms(tensor_norms(arrays, 2.0), 2.0)

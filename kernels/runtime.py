@@ -428,24 +428,29 @@ def _run_serial(address, blocks, pointers, flush):
         _run_block(address, block, pointers, flush)
 
 
-def _compile(function: Callable[..., None], parallel: bool, nogil: bool) -> Callable[..., None]:
+def _compile(
+    function: Callable[..., Any], parallel: bool, nogil: bool, returns: Any = types.void
+) -> Callable[..., Any]:
     dispatcher = numba.njit(**{**INNER, "nogil": nogil}, parallel=parallel)(function)
     dispatcher._cache = cache = _Cache(f"{function.__module__.rpartition('.')[2]}.{function.__name__}")
     with _recorded(cache):
-        dispatcher.compile(types.void(*[types.int64] * function.__code__.co_argcount))
+        dispatcher.compile(returns(*[types.int64] * function.__code__.co_argcount))
     dispatcher.disable_compile()
     return dispatcher
 
 
-_helpers: list[Callable[[], Callable[..., None]]] = []  # of the modules imported so far
+_helpers: list[Callable[[], Callable[..., Any]]] = []  # of the modules imported so far
 
 
-def compiled(function: Callable[..., None], nogil: bool = True) -> Callable[[], Callable[..., None]]:
+def compiled(
+    function: Callable[..., Any], nogil: bool = True, returns: Any = types.void
+) -> Callable[[], Callable[..., Any]]:
     """Return what gives `function`, of int64 arguments, compiled for calls from Python: when it is first asked.
 
     nogil : run it without the interpreter's lock
+    returns : Numba's type of what it returns
     """
-    get = functools.cache(lambda: _compile(function, False, nogil))
+    get = functools.cache(lambda: _compile(function, False, nogil, returns))
     _helpers.append(get)
     return get
 
@@ -518,19 +523,22 @@ def num_threads() -> int:
     return 1 if _pool_lost else _threads
 
 
-def run(kernel: Kernel, blocks: int, pointers: np.ndarray, parallel: bool = True) -> None:
+def run(kernel: Kernel, blocks: int, pointers: np.ndarray | int, parallel: bool = True) -> None:
     """Run `kernel` for every block in range(blocks).
 
-    pointers (n,) int64 : handed to each call as they are; what they point to must stay alive until the return
+    pointers (n,) int64, or their address : handed to each call as they are; what they point to must stay alive until
+        the return
     parallel : spread the blocks over the threads; otherwise run them here, one after the other
     """
     if blocks <= 0:
         return
-    threads = num_threads()
-    arguments = (kernel.address, blocks, address(pointers), get_subnormals() == "flush")
-    if not parallel or blocks == 1 or threads == 1:
-        _runner(False)(*arguments)
-    elif _needs_lock():
+    at = pointers if isinstance(pointers, int) else address(pointers)
+    flush = get_subnormals() == "flush"
+    if not parallel or blocks == 1 or (threads := num_threads()) == 1:
+        _runner(False)(kernel.address, blocks, at, flush)
+        return
+    arguments = (kernel.address, blocks, at, flush)
+    if _needs_lock():
         with _parallel_lock:
             _run_threads(threads, *arguments)
     else:
