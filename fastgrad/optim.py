@@ -64,6 +64,8 @@ class Optimizer:
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
 
+    Where Parameters have moved since the last step, as by `Layer.to`, the state follows them.
+
     CuPy parameters are stepped on their device. There a step waits for nothing, except with nonfinite="raise": the
     report, `skipped_steps` and `state_dict` wait for the device when they are read. So a step can be captured into a
     graph, after one outside of the capture on the same stream and with the same arrays; the count of steps and of
