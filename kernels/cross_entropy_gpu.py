@@ -36,7 +36,7 @@ def cross_entropy(logits: Array, targets: Array, dlogits: Array) -> Array:
     start, target_start = logits.data.ptr, dlogits.data.ptr
     pair = PAIR_BYTES // item
     longest = cuda.WARP * pair * ITEMS
-    if V <= longest:
+    if longest >= V:
         width = min(cuda.WARP, 1 << (cuda.blocks(V, pair) - 1).bit_length())
         pairs = V % pair == 0 and start % PAIR_BYTES == 0 and target_start % PAIR_BYTES == 0
         block = cuda.threads(device)
