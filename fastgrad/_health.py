@@ -67,7 +67,7 @@ class Health:
 
     def __post_init__(self) -> None:
         for array in self._columns():
-            array.setflags(False)  # type: ignore[call-arg]  # as a keyword, it takes more than twice the time
+            array.setflags(False)  # as a keyword, it takes more than twice the time
 
     def _columns(self) -> tuple[Array, ...]:
         return self.sizes, self.norm, self.max_abs, self.nan, self.inf, self.zero, self.subnormal
