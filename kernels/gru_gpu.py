@@ -14,17 +14,17 @@ from . import cuda
 from .matmul_gpu import matmul
 from .recurrent_gpu import (
     StepShape,
+    bias_gradient,
     counters,
     flat,
     input_products,
-    keep_if_captured,
     own_or_zeros,
     partial_sums,
     persistent_plan,
     states,
-    sum_rows,
     zeroed_padding,
 )
+from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -181,8 +181,8 @@ def backward(
         rz, n = slice(None, 2 * hidden), slice(2 * hidden, None)
         matmul(flat_gates[:, rz], before, dweight_hh[rz], transpose_a=True)
         matmul(flat_gates[:, n], flat(inner), dweight_hh[n], transpose_a=True)
-    dbias_ih = sum_rows(flat_gates) if saved.has_bias_ih else None
-    dbias_hh = sum_rows(flat(dproducts) if reset_after else flat_gates) if saved.has_bias_hh else None
+    dbias_ih = bias_gradient(dgates) if saved.has_bias_ih else None
+    dbias_hh = bias_gradient(dproducts if reset_after else dgates) if saved.has_bias_hh else None
     results = dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
     keep_if_captured(device, saved, dy, dgates, dproducts, arrivals, partial, results)
     return results

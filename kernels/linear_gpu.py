@@ -10,6 +10,7 @@ from typing import Any
 from . import cuda
 from .activation_gpu import column_sums, column_tile
 from .matmul_gpu import matmul
+from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -41,6 +42,7 @@ def sum_rows(matrix: Array, out: Array) -> None:
         shared=tile.block[0] * tile.block[1] * tile.width * matrix.itemsize,
     )  # fmt: skip
     column_sums(partial, out)
+    keep_if_captured(device, partial)
 
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:

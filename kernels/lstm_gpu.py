@@ -13,17 +13,17 @@ from . import cuda
 from .matmul_gpu import matmul
 from .recurrent_gpu import (
     StepShape,
+    bias_gradient,
     counters,
     flat,
     input_products,
-    keep_if_captured,
     own_or_zeros,
     partial_sums,
     persistent_plan,
     states,
-    sum_rows,
     zeroed_padding,
 )
+from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -147,7 +147,7 @@ def backward(
     before = saved.h[1:] if reverse else saved.h[:-1]
     matmul(flat(dgates), flat(x), dweight_ih, transpose_a=True)
     matmul(flat(dgates), flat(before), dweight_hh, transpose_a=True)
-    dbias = sum_rows(flat(dgates)) if saved.has_bias else None
+    dbias = bias_gradient(dgates) if saved.has_bias else None
     results = dx, dh, dc, dweight_ih, dweight_hh, dbias
     keep_if_captured(device, saved, dy, dgates, arrivals, partial, results)
     return results

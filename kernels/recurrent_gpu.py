@@ -43,9 +43,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import cuda
-from .activation_gpu import column_sums, column_tile
+from .linear_gpu import sum_rows
 from .matmul_gpu import matmul
-from .table_gpu import capturing
 
 Array = Any
 
@@ -55,9 +54,6 @@ STEP_BLOCK = 128  # threads: a step has few cells, which are to reach all multip
 
 _ZERO_PADDING = cuda.Kernel(
     "recurrent", "fg_zero_padding", "x: T*, lengths: i64*, out: T*, steps: i64, batch: i64, inputs: i64"
-)
-_PARTIAL_SUMS = cuda.Kernel(
-    "column_sums", "fg_matrix_partial_sums", "matrix: T*, partial: A*, rows: i64, columns: i64, vectors: i32"
 )
 
 
@@ -98,29 +94,11 @@ def own_or_zeros(gradient: Array | None, like: Array) -> Array:
     return cuda.device_of(like).xp.zeros(like.shape, like.dtype) if gradient is None else gradient.copy()
 
 
-def sum_rows(matrix: Array) -> Array:
-    """Return the sum of a matrix (rows, N) over its rows, in a fixed order."""
-    device = cuda.device_of(matrix)
-    rows, columns = matrix.shape
-    out = device.xp.empty((columns,), matrix.dtype)
-    tile = column_tile(device, rows, columns, matrix.dtype, (matrix,))
-    partial = device.xp.empty((tile.row_blocks, columns), matrix.dtype)
-    keep_if_captured(device, partial)
-    _PARTIAL_SUMS(
-        device, matrix.dtype, tile.grid, tile.block, matrix, partial, rows, columns, tile.width > 1,
-        shared=tile.block[0] * tile.block[1] * tile.width * matrix.itemsize,
-    )  # fmt: skip
-    column_sums(partial, out)
+def bias_gradient(dgates: Array) -> Array:
+    """Return the sum of (T, B, N) over steps and sequences, (N,)."""
+    out = cuda.device_of(dgates).xp.empty((dgates.shape[2],), dgates.dtype)
+    sum_rows(flat(dgates), out)
     return out
-
-
-_captured: list[Any] = []
-
-
-def keep_if_captured(device: cuda.Device, *values: Any) -> None:
-    """Keep arrays for as long as the process lives where a graph is being captured, whose replays use their memory."""
-    if capturing(device):
-        _captured.append(values)
 
 
 class StepShape:

@@ -32,7 +32,7 @@ TABLES_KEPT = 64  # one of 4 times 148 tensors and 124 million elements takes 70
 
 _lock = threading.Lock()
 _tables: OrderedDict[Any, Table] = OrderedDict()  # in the order of use, the latest at the end
-_captured: list[Any] = []  # tables that graphs read, results that they write
+_captured: list[Any] = []  # tables that graphs read, arrays that they use
 
 
 class Table:
@@ -93,6 +93,12 @@ def current_stream(device: cuda.Device) -> Any:
 def capturing(device: cuda.Device) -> bool:
     """Say whether launches are being recorded for a graph."""
     return bool(current_stream(device).is_capturing())
+
+
+def keep_if_captured(device: cuda.Device, *values: Any) -> None:
+    """Keep arrays for as long as the process lives where a graph is being captured, whose replays use their memory."""
+    if capturing(device):
+        _captured.append(values)
 
 
 def refuse_capture(device: cuda.Device, what: str) -> None:

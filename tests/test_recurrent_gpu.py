@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import test_gru
 import test_lstm
-from fastgrad.kernels import gru_gpu, lstm_gpu, recurrent_gpu
+from fastgrad.kernels import gru_gpu, lstm_gpu, recurrent_gpu, table_gpu
 from support import oracle
 
 import fastgrad
@@ -161,7 +161,7 @@ def test_what_a_graph_uses_is_kept(method, machine, monkeypatch, op, name):
             emulated.Module, maker, lambda *a, make=function, **k: made.append(make(*a, **k)) or made[-1]
         )
     kept = []
-    monkeypatch.setattr(recurrent_gpu, "_captured", kept)
+    monkeypatch.setattr(table_gpu, "_captured", kept)
     cases.run(arguments, gradients)
     assert made and not kept
     made.clear()
@@ -214,6 +214,24 @@ def test_plans_fit_an_h200(method, op):
     assert plan_for(op, 64, 1024) is None
 
 
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_with_the_parameters_declared(op, arch):
+    from devtools import nvrtc
+
+    if nvrtc.why_unavailable():
+        pytest.skip(nvrtc.why_unavailable())
+    from test_cuda import differences, warnings_of
+
+    module = OPS[op][1]
+    kernels = [module._PERSISTENT_FORWARD, module._PERSISTENT_BACKWARD]
+    text = kernels[0].text("float32", units=8, depth=4)
+    options = ["-fmad=false", "-ftz=true", "--ptxas-options=-v"]
+    log = nvrtc.compile(text, arch, options).log
+    assert warnings_of(log) == [] and len(kernels) == log.count("Used ")
+    assert differences(kernels, "float32", nvrtc.compile(text, arch.replace("sm", "compute")).ptx) == []
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_no_variant_spills(method, op):
     from devtools import nvrtc, sass
@@ -222,7 +240,7 @@ def test_no_variant_spills(method, op):
         pytest.skip(sass.why_unavailable())
     method("persistent")
     variants = {(p.units, p.depth) for h in range(4, 1028, 4) for b in (1, 16, 64) if (p := plan_for(op, b, h))}
-    options = ["-default-device", "-fmad=false", "-ftz=true", "--ptxas-options=-v"]
+    options = ["-fmad=false", "-ftz=true", "--ptxas-options=-v"]
     kernel = OPS[op][1]._PERSISTENT_FORWARD
     for units, depth in sorted(variants):
         compiled = nvrtc.compile(kernel.text("float32", units=units, depth=depth), "sm_90", options)
