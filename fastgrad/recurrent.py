@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._arrays import array_module, device_module, is_array, kind_name, layout, writeable, zeros
+from fastgrad._arrays import array_module, device_module, is_array, kind_name, layout, zeros
 from fastgrad._checks import Array, float_array_like, integers, sized_array
 from fastgrad._dispatch import kernels
 
@@ -474,9 +474,10 @@ def reorder_gates(
             raise TypeError(f"out: expected a {kind} of {array.dtype}, got {got}")
         if out.shape != array.shape:
             raise ValueError(f"out: expected shape {array.shape}, got {out.shape}")
-        if not writeable(out):
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
             raise ValueError("out: the array is read-only; pass a writable one")
-        if np.shares_memory(layout(out), layout(array)):
+        places = [a if isinstance(a, np.ndarray) else layout(a) for a in (out, array)]
+        if np.shares_memory(places[0], places[1]):
             raise ValueError("out and array overlap in memory; pass an array of its own as out")
     module = array_module(array)
     parts = dict(zip(orders[source], module.split(array, gates, axis=axis), strict=True))

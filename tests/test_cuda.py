@@ -240,6 +240,8 @@ BOUNDS = {
     "fg_prelu_across": (72, 3, 2), "fg_prelu_backward_across": (80, 5, 2), "fg_prelu_along": (64, 4, 4),
     "fg_prelu_backward_along": (80, 8, 4), "fg_matrix_partial_sums": (80, 4, 0), "fg_add_bias": (80, 5, 4),
     "fg_embedding": (64, 4, 4), "fg_embedding_backward": (80, 8, 1), "fg_cross_entropy_long_rows": (80, 8, 4),
+    "fg_lstm_forward": (64, 13, 6), "fg_lstm_backward": (64, 8, 5), "fg_gru_forward": (64, 12, 5),
+    "fg_gru_backward": (64, 7, 7), "fg_gru_candidate": (64, 5, 3), "fg_gru_reset_backward": (64, 4, 2),
 }  # fmt: skip
 
 

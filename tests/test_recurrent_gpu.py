@@ -11,6 +11,7 @@ from fastgrad.kernels import gru_gpu, lstm_gpu, recurrent_gpu, table_gpu
 from support import oracle
 
 import fastgrad
+from fastgrad import recurrent
 
 emulated = pytest.importorskip("emulated")
 
@@ -21,6 +22,7 @@ def machine(monkeypatch):
     reason = backends.missing("emulated")
     if reason is not None:
         pytest.skip(reason)
+    emulated.register()
     backends.divert(monkeypatch, "emulated", test_lstm)
     for name in ("gru", "gru_backward"):
         monkeypatch.setattr(test_gru, name, getattr(fastgrad, name))
@@ -177,6 +179,44 @@ def test_what_a_graph_uses_is_kept(method, machine, monkeypatch, op, name):
     for array in made:
         low, high = np.lib.array_utils.byte_bounds(array._host)
         assert any(first <= low and high <= last for first, last in addresses), array.shape
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_lengths_of_every_kind(op):
+    cases, _ = OPS[op]
+    arguments, gradients = cases.draw((3, 4, 2, 5), np.float32)
+    expected = cases.run(arguments, gradients, lengths=np.array([3, 0, 2, 1]))
+    on_device = [emulated.ndarray(a) for a in arguments]
+    function = {"lstm": recurrent.lstm, "gru": recurrent.gru}[op]
+    # Beyond its bounds a length on the device is taken as 0 or T: nothing has looked at it.
+    kinds = [[3, 0, 2, 1], np.array([3, 0, 2, 1], np.int32), emulated.ndarray(np.array([9, -1, 2, 1]))]
+    for lengths in kinds:
+        y, _, _ = function(*on_device, lengths=lengths)
+        np.testing.assert_array_equal(y.get(), expected["y"])
+    with pytest.raises(ValueError, match=r"lengths: expected entries from 0 to 3 .* got 4"):
+        function(*on_device, lengths=[4, 0, 0, 0])
+    with pytest.raises(TypeError, match="lengths is a CuPy array but x a NumPy array"):
+        function(*arguments, lengths=kinds[2])
+
+
+def test_reorder_gates_on_the_device():
+    host = np.arange(24.0).reshape(12, 2)
+    array = emulated.ndarray(host)
+    for axis, given in ((0, array), (1, array.T)):
+        moved = recurrent.reorder_gates(given, "gru", source="keras", axis=axis)
+        assert type(moved) is emulated.ndarray
+        np.testing.assert_array_equal(
+            moved.get(), recurrent.reorder_gates(given.get(), "gru", source="keras", axis=axis)
+        )
+    out = emulated.Module.empty((12, 2))
+    assert recurrent.reorder_gates(array, "lstm", source="onnx", out=out) is out
+    np.testing.assert_array_equal(out.get(), recurrent.reorder_gates(host, "lstm", source="onnx"))
+    with pytest.raises(ValueError, match="out and array overlap"):
+        recurrent.reorder_gates(array, "lstm", source="onnx", out=array)
+    with pytest.raises(TypeError, match=r"out: expected a cupy.ndarray of float64, got .*ndarray"):
+        recurrent.reorder_gates(array, "lstm", source="onnx", out=np.empty((12, 2)))
+    with pytest.raises(TypeError, match=r"out: expected a numpy.ndarray of float64, got .*ndarray"):
+        recurrent.reorder_gates(host, "lstm", source="onnx", out=out)
 
 
 class H200:
