@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 TRAIN ?= --overwrite $(ARGS)
 
 # What of the tests the wheel has to pass too: imports, kernels, layers, the command line.
-WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py
+WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py test_gpu_absent.py
 
 .PHONY: train test check bench bench-setup wheel gpu-record clean
 

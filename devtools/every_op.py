@@ -8,6 +8,7 @@ Each array is an allocation of its own (no pool), so that an access beyond its e
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ SHAPES = [(), (0, 3), (1,), (7,), (13, 17), (33, 65), (3, 1031)]
 def array_module(emulated: bool) -> Any:
     if emulated:
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-        import emulated as stand_in
-
+        stand_in: Any = importlib.import_module("emulated")
         stand_in.register()
         return stand_in.Module
     from fastgrad._gpu import require_gpu
@@ -38,6 +38,7 @@ def every_op(xp: Any, dtype: type) -> int:
     """Call each operation on device arrays; return how many calls were made."""
     rng = np.random.default_rng(0)
     calls = 0
+    fg: Any = fastgrad  # untyped: what is called with which arguments is the point here
 
     def normal(*shape: int) -> Any:
         return xp.asarray(rng.normal(size=shape).astype(dtype))
@@ -50,20 +51,20 @@ def every_op(xp: Any, dtype: type) -> int:
     for kind in KINDS:
         for shape in SHAPES:
             x, dy = normal(*shape), normal(*shape)
-            each(fastgrad.activation(x, kind), fastgrad.activation_backward(dy, x, kind))
+            each(fg.activation(x, kind), fg.activation_backward(dy, x, kind))
             if shape:
-                each(fastgrad.activation_backward(dy, x, kind, bias_grad=xp.zeros(shape[-1:], dtype)))
+                each(fg.activation_backward(dy, x, kind, bias_grad=xp.zeros(shape[-1:], dtype)))
     for shape in SHAPES[1:]:
         gate, up, dy = normal(*shape), normal(*shape), normal(*shape)
-        each(fastgrad.swiglu(gate, up), fastgrad.swiglu_backward(dy, gate, up))
-        each(fastgrad.geglu(gate, up), fastgrad.geglu_backward(dy, gate, up))
-        each(fastgrad.mse(gate, up))
+        each(fg.swiglu(gate, up), fg.swiglu_backward(dy, gate, up))
+        each(fg.geglu(gate, up), fg.geglu_backward(dy, gate, up))
+        each(fg.mse(gate, up))
     x, dy = normal(5, 3, 7), normal(5, 3, 7)
     for weight in (normal(1), normal(3)):
-        each(fastgrad.prelu(x, weight), fastgrad.prelu_backward(dy, x, weight))
+        each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
     for rows, classes in ((1, 1), (9, 33), (5, 1031)):
         targets = xp.asarray(rng.integers(0, classes, rows))
-        each(fastgrad.softmax_cross_entropy(normal(rows, classes), targets))
+        each(fg.softmax_cross_entropy(normal(rows, classes), targets))
 
     shapes = [(3,), (0,), (17, 5), (1,), (40000,), (129,)]
 
@@ -74,14 +75,15 @@ def every_op(xp: Any, dtype: type) -> int:
         return [xp.zeros(shape, dtype) for shape in shapes]
 
     for order in (1, 2, float("inf")):
-        each(fastgrad.global_norm(tensors(), order), fastgrad.clip_by_global_norm(tensors(), 0.5, ord=order))
-    each(fastgrad.clip_by_norm(tensors(), 0.5), fastgrad.clip_by_value(tensors(), -0.5, 0.5))
-    each(fastgrad.health(tensors()).norm)
-    for options in ({}, {"max_norm": 0.1}, {"weight_decay": 0.1, "decoupled": False, "max_exp_avg_sq": zeros()}):
-        each(fastgrad.adam_step(tensors(), tensors(), zeros(), zeros(), step=1, **options))
-    each(fastgrad.sgd_step(tensors(), tensors(), zeros(), lr=0.1, momentum=0.9, nesterov=True, max_norm=0.1))
-    each(fastgrad.rmsprop_step(tensors(), tensors(), zeros(), zeros(), zeros(), momentum=0.9, centered=True))
-    for optimizer in (fastgrad.SGD, fastgrad.RMSprop, fastgrad.Adam, fastgrad.AdamW):
+        each(fg.global_norm(tensors(), order), fg.clip_by_global_norm(tensors(), 0.5, ord=order))
+    each(fg.clip_by_norm(tensors(), 0.5), fg.clip_by_value(tensors(), -0.5, 0.5))
+    each(fg.health(tensors()).norm)
+    variants: list[dict[str, Any]] = [{}, {"max_norm": 0.1}, {"weight_decay": 0.1, "decoupled": False}]
+    for variant in [*variants, {"max_exp_avg_sq": zeros()}]:
+        each(fg.adam_step(tensors(), tensors(), zeros(), zeros(), step=1, **variant))
+    each(fg.sgd_step(tensors(), tensors(), zeros(), lr=0.1, momentum=0.9, nesterov=True, max_norm=0.1))
+    each(fg.rmsprop_step(tensors(), tensors(), zeros(), zeros(), zeros(), momentum=0.9, centered=True))
+    for optimizer in (fg.SGD, fg.RMSprop, fg.Adam, fg.AdamW):
         one = optimizer(tensors(), lr=0.1, max_norm=1.0)
         each(one.step(tensors()), float(one.step(tensors()).grad_norm))
 
@@ -91,8 +93,8 @@ def every_op(xp: Any, dtype: type) -> int:
         (2, 5, 16, 32),
     ):
         for gates, forward, backward, states in (
-            (4, fastgrad.lstm, fastgrad.lstm_backward, 2),
-            (3, fastgrad.gru, fastgrad.gru_backward, 1),
+            (4, fg.lstm, fg.lstm_backward, 2),
+            (3, fg.gru, fg.gru_backward, 1),
         ):
             arrays = normal(gates * H, I), normal(gates * H, H), normal(gates * H), normal(gates * H)
             for options in ({}, {"reverse": True}, {"lengths": [min(k, T) for k in range(1, B + 1)]}):
@@ -106,7 +108,7 @@ def every_op(xp: Any, dtype: type) -> int:
         model.to("gpu")
         model.forward(normal(4, 6))
         each(model.backward(normal(4, 5)))
-        table = layers.Embedding(11, 6).to("gpu")
+        table: Any = layers.Embedding(11, 6).to("gpu")
         each(table.forward(xp.asarray(rng.integers(0, 11, (3, 4)))), table.backward(normal(3, 4, 6)))
     return calls
 

@@ -1,7 +1,8 @@
-"""Fast training kernels for people who write their own training loops on NumPy arrays.
+"""Fast training kernels for people who write their own training loops on NumPy and CuPy arrays.
 
-Every function takes and returns plain arrays, float32 or float64, and computes in the dtype of its arrays. Importing
-this package costs NumPy and nothing else: a kernel is imported, and compiled if need be, when it is first called.
+Every function takes and returns plain arrays, float32 or float64, and computes in the dtype of its arrays, on the CPU
+for NumPy's and on the GPU where CuPy's lie. Importing this package costs NumPy and nothing else: a kernel is imported,
+and compiled if need be, when it is first called.
 """
 
 from __future__ import annotations

@@ -80,6 +80,15 @@ def zeros(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:
     return array_module(like).zeros(shape, dtype)
 
 
+def copy_like(value: Any, like: Any) -> Any:
+    """Return a C-contiguous copy of any array of the dtype of `like`, where that one lies."""
+    source = value if is_array(value) else np.asarray(value)
+    target = array_module(like)
+    if target is np:
+        source = to_host(source)
+    return target.array(source, dtype=like.dtype, order="C")
+
+
 class _Addresses:
     __array_interface__: dict[str, Any]
 

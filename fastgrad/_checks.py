@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._arrays import Array, array_module, contiguous_copy, empty, is_array, kind_name, layout, ready, writeable
+from fastgrad._device_lists import plain
 from fastgrad._dispatch import get_backend, wrong_array
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -322,6 +323,9 @@ class TensorSets:
         self._plan = _plan(sets)
         if self._plan is not None:
             self.sets = self._plan.sets
+            return
+        if plain(sets):
+            self.sets = [[arrays for _, arrays, _ in groups] for groups in sets]
             return
         if len(sets) > 1:
             # The sets behind one another, as far as all have a list, for what holds from one set to another.

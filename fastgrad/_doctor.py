@@ -253,25 +253,20 @@ def gpu() -> Finding:
     cupy, reason, advice = _gpu.gpu_status()
     if cupy is None:
         installed = sys.modules.get("cupy")
-        compiler, _ = ("", "") if installed is None else _nvrtc(installed)
-        return Finding("gpu", f"none: {reason}{compiler and ', '}{compiler}", advice)
+        compiler = "" if installed is None else f"; {_compiler(installed)}"
+        return Finding("gpu", f"none: {reason}{compiler}", advice)
     runtime = cupy.cuda.runtime
     parts = []
     for ordinal in range(runtime.getDeviceCount()):
         found = runtime.getDeviceProperties(ordinal)
         capability = f"compute capability {found['major']}.{found['minor']}"
         parts.append(f"{found['name'].decode()} ({capability}, {found['totalGlobalMem'] / 1e9:.0f} GB)")
-    compiler, advice = _nvrtc(cupy)
-    return Finding("gpu", ", ".join([*parts, f"CuPy {cupy.__version__}", compiler]), advice)
+    return Finding("gpu", ", ".join([*parts, f"CuPy {cupy.__version__}", _compiler(cupy)]))
 
 
-def _nvrtc(cupy: Any) -> tuple[str, str]:
-    """Say whether the compiler of CUDA sources is there, and what to do if not."""
-    try:
-        major, minor = cupy.cuda.nvrtc.getVersion()
-    except Exception:  # each version of CuPy has another way to look for the library, and to fail
-        return "no NVRTC", 'it compiles the CUDA kernels: pip install "fastgrad[cuda13]" (or cuda12) brings it'
-    return f"NVRTC {major}.{minor}", ""
+def _compiler(cupy: Any) -> str:
+    version = _gpu.nvrtc_version(cupy)
+    return "no NVRTC" if version is None else f"NVRTC {version[0]}.{version[1]}"
 
 
 # --- measurements

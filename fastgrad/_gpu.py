@@ -48,7 +48,21 @@ def gpu_status() -> GPUStatus:
         )
     if count == 0:
         return GPUStatus(None, "there is no CUDA device", "CUDA_VISIBLE_DEVICES may hide it")
+    if nvrtc_version(cupy) is None:
+        return GPUStatus(
+            None,
+            f"CuPy {cupy.__version__} finds a GPU, but not NVRTC, which compiles the kernels",
+            'pip install "fastgrad[cuda13]" (or cuda12) brings it',
+        )
     return GPUStatus(cupy)
+
+
+def nvrtc_version(cupy: Any) -> tuple[int, int] | None:
+    """Return the version of NVIDIA's run-time compiler, which needs no GPU; None where it is missing."""
+    try:
+        return cupy.cuda.nvrtc.getVersion()
+    except Exception:  # each version of CuPy has another way to look for the library, and to fail
+        return None
 
 
 def _described(error: BaseException) -> str:

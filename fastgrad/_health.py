@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._checks import Array, TensorGroups, tensor_list
-from fastgrad._dispatch import list_kernels, on_device
+from fastgrad._arrays import Array, device_module
+from fastgrad._checks import TensorGroups, tensor_list
+from fastgrad._dispatch import list_kernels
 
 
 class TensorHealth(NamedTuple):
@@ -43,12 +43,11 @@ class TensorHealth(NamedTuple):
         return self.subnormal / max(self.size, 1)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Health:
-    """What `health` found: read-only arrays with an entry for each tensor, in the order of the call.
+    """What `health` found: read-only NumPy arrays with an entry for each tensor, in the order of the call.
 
     `h[2]` and `h["head.weight"]` are the `TensorHealth` of one tensor, `for tensor in h` goes through all of them, and
-    `str(h)` is a table.
+    `str(h)` is a table. Of tensors on a GPU the first number that is read brings all of them, in one copy.
 
     names (n,) tuple of str, sizes (n,) int64: number of entries
     norm (n,) float64: l2 norms; NaN where an entry is NaN
@@ -56,21 +55,31 @@ class Health:
     nan, inf, zero, subnormal (n,) int64: how many entries are so
     """
 
-    names: tuple[str, ...]
-    sizes: Array
-    norm: Array
-    max_abs: Array
-    nan: Array
-    inf: Array
-    zero: Array
-    subnormal: Array
+    __slots__ = ("_columns", "_found", "_names", "_sizes")
 
-    def __post_init__(self) -> None:
-        for array in self._columns():
-            array.setflags(False)  # type: ignore[call-arg]  # as a keyword, it takes more than twice the time
+    def __init__(self, names: tuple[str, ...], sizes: list[int], found: Array) -> None:
+        # found (6, n) float64: the columns after sizes, as a kernel left them on the device of the tensors.
+        self._names, self._sizes, self._found = names, sizes, found
+        self._columns: tuple[np.ndarray, ...] | None = None
 
-    def _columns(self) -> tuple[Array, ...]:
-        return self.sizes, self.norm, self.max_abs, self.nan, self.inf, self.zero, self.subnormal
+    def _all(self) -> tuple[np.ndarray, ...]:
+        if self._columns is None:
+            found = self._found if device_module(self._found) is None else self._found.get()
+            norm, largest, *counts = found
+            columns = np.array(self._sizes, np.int64), norm, largest, *(count.astype(np.int64) for count in counts)
+            for column in columns:
+                column.flags.writeable = False
+            self._columns = columns
+        return self._columns
+
+    names = property(lambda self: self._names)
+    sizes = property(lambda self: self._all()[0])
+    norm = property(lambda self: self._all()[1])
+    max_abs = property(lambda self: self._all()[2])
+    nan = property(lambda self: self._all()[3])
+    inf = property(lambda self: self._all()[4])
+    zero = property(lambda self: self._all()[5])
+    subnormal = property(lambda self: self._all()[6])
 
     @property
     def zero_share(self) -> Array:
@@ -101,10 +110,10 @@ class Health:
             index = operator.index(key)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"tensor {index} of {len(self)}")
-        return TensorHealth(self.names[index], *(column[index].item() for column in self._columns()))
+        return TensorHealth(self.names[index], *(column[index].item() for column in self._all()))
 
     def __iter__(self) -> Iterator[TensorHealth]:
-        return map(TensorHealth, self.names, *(column.tolist() for column in self._columns()))
+        return map(TensorHealth, self.names, *(column.tolist() for column in self._all()))
 
     def __repr__(self) -> str:
         return f"<Health of {len(self)} tensors>"
@@ -120,29 +129,6 @@ class Health:
             "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
             for name, *cells in rows
         )
-
-
-class _DeviceHealth(Health):
-    """A `Health` whose numbers lie on a device until one of them is read."""
-
-    def __init__(self, names: tuple[str, ...], sizes: Array, found: Any) -> None:
-        sizes.flags.writeable = False
-        for name, value in (("names", names), ("sizes", sizes), ("_found", found)):
-            object.__setattr__(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        # Only for what is no attribute yet: the first column that is asked for brings all of them.
-        if name not in _COLUMNS or "_found" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-        found = self.__dict__.pop("_found").get()
-        for column, kind, values in zip(_COLUMNS, [np.float64] * 2 + [np.int64] * 4, found, strict=True):
-            array = values.astype(kind)
-            array.flags.writeable = False
-            object.__setattr__(self, column, array)
-        return getattr(self, name)
-
-
-_COLUMNS = ("norm", "max_abs", "nan", "inf", "zero", "subnormal")
 
 
 def _percent(count: int, size: int) -> str:
@@ -190,7 +176,8 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
 
     Returns:
         A `Health`: NumPy arrays `norm`, `max_abs`, `nan`, `inf`, `zero`, `subnormal`, `sizes`, an entry for each
-        tensor. A NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have norm 0.
+        tensor. A NaN makes its tensor's norm NaN; `max_abs` leaves NaN out, which `nan` counts. Empty tensors have
+        norm 0.
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; names is no list of
@@ -201,11 +188,6 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
     called = _names(names, len(listed))
     groups = TensorGroups(("arrays", listed, False))
     checked = groups.lists[0]
-    sizes = np.array([a.size for a in listed], np.int64)
-    if not checked:
-        return Health(called, sizes, *(np.zeros(0, kind) for kind in [np.float64] * 2 + [np.int64] * 4))
-    found = list_kernels("health", checked).health(checked)
+    found = list_kernels("health", checked).health(checked) if checked else np.zeros((6, 0))
     groups.done()
-    if on_device(checked):
-        return _DeviceHealth(called, sizes, found)
-    return Health(called, sizes, *found)
+    return Health(called, [a.size for a in listed], found)

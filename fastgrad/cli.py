@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fastgrad",
-    help="Fast training kernels for NumPy arrays, and a character language model trained on them.",
+    help="Fast training kernels for NumPy and CuPy arrays, and a character language model trained on them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -111,7 +111,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Fast training kernels for NumPy arrays, and a character language model trained on them."""
+    """Fast training kernels for NumPy and CuPy arrays, and a character language model trained on them."""
 
 
 def _option(*names: str, panel: str, default: str | None = None, **settings: Any) -> Any:

@@ -54,8 +54,8 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
 
     ord 1: sum of |g|; 2: sqrt(sum of g^2); inf: max of |g|. Computed in double precision and scaled where needed, so
     that no input overflows or underflows it; summed in a fixed order, so that every run and any number of threads give
-    the same bits. NaN anywhere gives NaN, and otherwise Inf anywhere gives Inf. No arrays, or empty ones, give 0. On a GPU
-    subnormal float32 numbers are taken for 0.
+    the same bits. NaN anywhere gives NaN, and otherwise Inf anywhere gives Inf. No arrays, or empty ones, give 0. On
+    a GPU subnormal float32 numbers are taken for 0.
 
     Args:
         grads: one array or a list of arrays of any shapes, float32 or float64, all of one dtype.

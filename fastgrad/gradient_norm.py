@@ -137,8 +137,8 @@ def refuse_device(name: str, arrays: Sequence[Array]) -> None:
     """Raise TypeError for arrays on a device."""
     if on_device(arrays):
         raise TypeError(
-            f"{name}: takes NumPy arrays; on a GPU it brings nothing, since a step takes the norm of all gradients in one "
-            f"launch, and one for each gradient would take longer. Leave it out"
+            f"{name}: takes NumPy arrays; on a GPU it brings nothing, for a step takes the norm of all gradients in "
+            f"one launch, and one for each gradient takes longer; leave it out"
         )
 
 

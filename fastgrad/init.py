@@ -7,7 +7,8 @@ receptive field, as in a convolution's (out, in, height, width). Then
     fan_out = out * product of the receptive field     outputs that one input feeds
 
 `rng` is a numpy Generator, a seed, or None for fresh entropy. Values are drawn in the dtype asked for, so the same
-seed gives different numbers in float32 and float64.
+seed gives different numbers in float32 and float64. They are drawn on the CPU and returned as NumPy arrays; a layer
+takes them to its device, so that a seed gives the same weights there.
 """
 
 from __future__ import annotations

@@ -9,75 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgrad._arrays import device_module, is_array, to_host
+from fastgrad._arrays import copy_like, is_array, kind_name
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
+from fastgrad._step_report import StepReport
 from fastgrad.clipping import clip_coefficient
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
+
+if TYPE_CHECKING:
+    from fastgrad._device_step import OnDevice
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NONFINITE = ("skip", "raise", "propagate")
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a step did.
-
-    Of a step on a device the numbers stay there until the first of them is read, which waits for the step.
-
-    grad_norm: the global 2-norm of all gradients, before clipping.
-    clip_coefficient: the factor the gradients were taken with: below 1 where clipped, 0 in a step that was skipped.
-    skipped: whether nothing was changed because the norm was NaN or infinite.
-    """
-
-    grad_norm: float
-    clip_coefficient: float
-    skipped: bool
-
-
-class _DeviceReport(StepReport):
-    """A report that lies on a device, float64 (3,), until one of its numbers is read.
-
-    A step that was captured into a graph writes it anew in each replay; what was read once is not read again.
-    """
-
-    __slots__ = ("_found", "_numbers")
-
-    def __init__(self, found: Any) -> None:
-        object.__setattr__(self, "_found", found)
-        object.__setattr__(self, "_numbers", None)
-
-    def _read(self) -> list[float]:
-        if self._numbers is None:
-            object.__setattr__(self, "_numbers", self._found.get().tolist())
-        return self._numbers
-
-    grad_norm = property(lambda self: self._read()[0])  # type: ignore[assignment]
-    clip_coefficient = property(lambda self: self._read()[1])  # type: ignore[assignment]
-    skipped = property(lambda self: self._read()[2] != 0)  # type: ignore[assignment]
-
-    def _host(self) -> StepReport:
-        return StepReport(self.grad_norm, self.clip_coefficient, self.skipped)
-
-    def __eq__(self, other: object) -> bool:
-        return self._host() == (other._host() if isinstance(other, _DeviceReport) else other)
-
-    def __hash__(self) -> int:
-        return hash(self._host())
-
-    def __repr__(self) -> str:
-        return repr(self._host())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return StepReport, (self.grad_norm, self.clip_coefficient, self.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +64,8 @@ class Optimizer:
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
 
+    Where Parameters have moved since the last step, as by `Layer.to`, the state follows them.
+
     CuPy parameters are stepped on their device. There a step waits for nothing, except with nonfinite="raise": the
     report, `skipped_steps` and `state_dict` wait for the device when they are read. So a step can be captured into a
     graph, after one outside of the capture on the same stream and with the same arrays; the count of steps and of
@@ -139,7 +92,7 @@ class Optimizer:
         self.nonfinite = nonfinite
         self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
         self._skipped = 0
-        self._device: _OnDevice | None = None
+        self._device: OnDevice | None = None
         self.param_groups: list[dict[str, Any]] = []
         self._defaults = defaults
         single = isinstance(params, np.ndarray | Parameter | Mapping) or is_array(params)
@@ -182,6 +135,11 @@ class Optimizer:
             data = parameter.data
             if not is_array(data):
                 raise wrong_array(f"params[{index}]", data)
+            if type(data) is not type(self._parameters[0].data):
+                raise TypeError(
+                    f"params[{index}] is a {kind_name(data)} array but params[0] is a "
+                    f"{kind_name(self._parameters[0].data)} array; make one optimizer for each device"
+                )
             if data.dtype not in FLOATS:
                 raise TypeError(f"params[{index}]: expected float32 or float64, got {data.dtype}")
             first = first or data.dtype
@@ -214,7 +172,7 @@ class Optimizer:
         """Return how many steps were left out because the norm was not finite; waits for a device."""
         return self._skipped if self._device is None else self._device.skipped_steps()
 
-    def _on_device(self) -> _OnDevice | None:
+    def _on_device(self) -> OnDevice | None:
         data = self._parameters[0].data
         if type(data) is np.ndarray:
             if self._device is not None:  # the parameters have been moved back
@@ -222,7 +180,9 @@ class Optimizer:
                 self._device = None
             return None
         if self._device is None:
-            self._device = _OnDevice(self, data)
+            from fastgrad._device_step import OnDevice
+
+            self._device = OnDevice(self, data)
         return self._device
 
     def refresh(self) -> None:
@@ -337,7 +297,7 @@ class Optimizer:
             elif key not in self._state_arrays:
                 raise ValueError(f"state_dict: parameter {place} has the unknown entry {key!r}")
             else:
-                array = _copy_like(value, data)
+                array = copy_like(value, data)
                 if array.shape != data.shape:
                     raise ValueError(
                         f"state_dict: expected shape {data.shape} for {key} of parameter {place}, got {array.shape}"
@@ -553,9 +513,7 @@ class RMSprop(Optimizer):
         return "rmsprop", [_sign(group), *self._rates(group)], variant
 
     def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
-        return [
-            self._launch("rmsprop", indices, self._used(group), (*self._rates(group), bool(group["maximize"])))
-        ]
+        return [self._launch("rmsprop", indices, self._used(group), (*self._rates(group), bool(group["maximize"])))]
 
 
 class Adam(Optimizer):
@@ -660,122 +618,8 @@ class AdamW(Adam):
         )
 
 
-class _OnDevice:
-    """The step of an optimizer whose parameters lie on a device; see kernels/step_gpu.py.
-
-    The arrays of a parameter's state are in the optimizer's `_state` as always. How many steps it has taken is on the
-    device: what was skipped there is known there.
-    """
-
-    def __init__(self, optimizer: Optimizer, like: Any) -> None:
-        self._optimizer = optimizer
-        groups = [place for place, group in enumerate(optimizer.param_groups) for _ in group["params"]]
-        stem, _, _ = optimizer._rule(optimizer.param_groups[0])
-        module = kernels(stem, like)
-        self._steps = kernels("step", like).Steps(module.UPDATE, module.FINISH, like, groups)
-        self._update = kernels("step", like).Update
-        self._tell()
-
-    def _tell(self) -> None:
-        # Bring what the host knows to the device: a state that was loaded, or used in host memory before.
-        optimizer, xp = self._optimizer, self._steps.device.xp
-        for entry, parameter in zip(optimizer._state, optimizer._parameters, strict=True):
-            for key, value in entry.items():
-                if key != "step" and type(value) is not type(parameter.data):
-                    entry[key] = _copy_like(value, parameter.data)
-        # SGD keeps no count that torch would know: what has a buffer has taken a step.
-        counts = [entry.pop("step", int(bool(entry))) for entry in optimizer._state]
-        self._steps.steps[...] = xp.asarray(np.array(counts, np.int64))
-        self._steps.skipped[...] = xp.asarray(np.array([optimizer._skipped], np.int64))
-
-    def adopt(self) -> None:
-        """Go on from the state that the optimizer has loaded."""
-        self._tell()
-
-    def leave(self) -> None:
-        """Hand everything back to the optimizer, in host memory."""
-        optimizer = self._optimizer
-        optimizer._skipped = self.skipped_steps()
-        optimizer._state = [
-            {key: value if key == "step" else to_host(value) for key, value in entry.items()}
-            for entry in self.entries()
-        ]
-
-    def skipped_steps(self) -> int:
-        return int(self._steps.skipped.get()[0])
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Return the state of each parameter as it is in host memory: none before its first step."""
-        counted = "step" in self._optimizer._state_entries
-        return [
-            ({"step": steps, **entry} if counted else dict(entry)) if steps else {}
-            for steps, entry in zip(self._steps.steps.get().tolist(), self._optimizer._state, strict=True)
-        ]
-
-    def refresh(self) -> None:
-        optimizer = self._optimizer
-        numbers = [optimizer._rule(group)[1] for group in optimizer.param_groups]
-        self._steps.set(optimizer.max_norm, optimizer.nonfinite, numbers)
-
-    def step(self, grads: list[Any]) -> StepReport:
-        optimizer = self._optimizer
-        # Groups of one variant are one launch.
-        chosen: dict[Any, tuple[dict[str, bool], list[str], list[int]]] = {}
-        start = 0
-        for group in optimizer.param_groups:
-            optimizer._check_group(group)
-            end = start + len(group["params"])
-            indices = [index for index in range(start, end) if grads[index] is not None]
-            start = end
-            _, _, variant = optimizer._rule(group)
-            if indices:
-                chosen.setdefault(tuple(variant.values()), (variant, optimizer._used(group), []))[2].extend(indices)
-        if not chosen:
-            limit = optimizer.max_norm
-            return StepReport(0.0, 1.0 if limit is None else clip_coefficient(0.0, limit), False)
-        sets = []
-        for _, keys, indices in chosen.values():
-            data = [optimizer._parameters[index].data for index in indices]
-            own = [(key, [self._array(index, key) for index in indices], True) for key in keys]
-            sets.append([("params", data, True), ("grads", [grads[index] for index in indices], False), *own])
-        checked = TensorSets(sets)
-        self.refresh()
-        updates = [
-            self._update(lists, indices, variant)
-            for lists, (variant, _, indices) in zip(checked.sets, chosen.values(), strict=True)
-        ]
-        report = _DeviceReport(self._steps.run(updates))
-        if optimizer.nonfinite == "raise" and report.skipped:
-            raise FloatingPointError(self._blame())
-        checked.done()
-        return report
-
-    def _array(self, index: int, key: str) -> Any:
-        entry = self._optimizer._state[index]
-        if key not in entry:
-            data = self._optimizer._parameters[index].data
-            entry[key] = self._steps.device.xp.zeros(data.shape, data.dtype)
-        return entry[key]
-
-    def _blame(self) -> str:
-        named = []
-        for index, norm in zip(self._steps.taking_part, self._steps.norms.get().tolist(), strict=True):
-            if not math.isfinite(norm):
-                named.append(f"{self._optimizer._parameters[index].name or f'params[{index}]'} (norm {norm:g})")
-        return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
-
-
 def _sign(group: dict[str, Any]) -> float:
     return -1.0 if group["maximize"] else 1.0
-
-
-def _copy_like(value: Any, like: Any) -> Any:
-    """Return a C-contiguous copy of any array of the dtype of `like`, where that one lies."""
-    module = device_module(value)
-    if device_module(like) is not None:
-        host = value if module is not None else np.asarray(value)
-        return device_module(like).array(host, dtype=like.dtype, order="C")
-    return np.array(value.get() if module is not None else np.asarray(value), dtype=like.dtype, order="C")
 
 
 def _plain(value: Any) -> Any:

@@ -9,9 +9,7 @@ from .step_gpu import finish_kernel, update, update_kernel
 
 Array = Any
 
-UPDATE = update_kernel(
-    "adam", "scale beta1 rest1 beta2 rest2 step_size correction2 eps decay", ["amsgrad", "coupled"]
-)
+UPDATE = update_kernel("adam", "scale beta1 rest1 beta2 rest2 step_size correction2 eps decay", ["amsgrad", "coupled"])
 FINISH = finish_kernel("adam")
 
 

@@ -35,7 +35,8 @@ def cross_entropy(logits: Array, targets: Array, dlogits: Array) -> Array:
     losses = device.xp.empty(M, np.float64)
     start, target_start = logits.data.ptr, dlogits.data.ptr
     pair = PAIR_BYTES // item
-    if V <= cuda.WARP * pair * ITEMS:
+    longest = cuda.WARP * pair * ITEMS
+    if longest >= V:
         width = min(cuda.WARP, 1 << (cuda.blocks(V, pair) - 1).bit_length())
         pairs = V % pair == 0 and start % PAIR_BYTES == 0 and target_start % PAIR_BYTES == 0
         block = cuda.threads(device)

@@ -153,15 +153,13 @@ def source_text(source: str, defines: Sequence[tuple[str, str]] = ()) -> str:
     seen: set[str] = set()
 
     def placed(name: str) -> str:
-        text, parts, end, line = _file(name), [f'#line 1 "{name}"\n'], 0, 1
+        text, parts, end = _file(name), [f'#line 1 "{name}"\n'], 0
         for match in _INCLUDE.finditer(text):
-            before = text[end : match.start()]
-            line += before.count("\n") + 1
-            parts.append(before)
+            parts.append(text[end : match.start()])
             if match[1] not in seen:
                 seen.add(match[1])
                 parts.append(placed(match[1]) + "\n")
-            parts.append(f'#line {line} "{name}"')
+            parts.append(f'#line {text.count(chr(10), 0, match.start()) + 2} "{name}"')
             end = match.end()
         return "".join([*parts, text[end:]])
 
@@ -285,8 +283,12 @@ class Kernel:
             if kind == "struct":
                 return value
             scalar = SCALARS.get(kind) or dtype.type
-            result = scalar(value)
-            if not kind.startswith("f") and kind not in "TA" and result != value:
+            try:
+                result = scalar(value)
+                fits = kind.startswith("f") or kind in "TA" or result == value
+            except OverflowError:
+                fits = False
+            if not fits:
                 raise ValueError(f"{self.name}: {name} = {value} does not fit {kind}")
             return result
         if value is None and optional:

@@ -12,7 +12,17 @@ from typing import Any
 
 from . import cuda
 from .matmul_gpu import matmul
-from .recurrent_gpu import StepShape, flat, input_products, own_or_zeros, states, sum_rows, zeroed_padding
+from .recurrent_gpu import (
+    StepShape,
+    counters,
+    flat,
+    input_products,
+    own_or_zeros,
+    persistent_plan,
+    states,
+    sum_rows,
+    zeroed_padding,
+)
 
 Array = Any
 
@@ -36,6 +46,20 @@ _RESET = _reset_before("fg_gru_reset", f"gates: T*, {_BIASES}, inner: T*, h: T*"
 _CANDIDATE = _reset_before("fg_gru_candidate", f"gates: T*, {_BIASES}, h: T*, y: T*")
 _CANDIDATE_BACKWARD = _reset_before("fg_gru_candidate_backward", "gates: T*, h: T*, dy: T*?, dh: T*, dgates: T*")
 _RESET_BACKWARD = _reset_before("fg_gru_reset_backward", "gates: T*, h: T*, dinner: T*, dh: T*, dgates: T*")
+_PERSISTENT_FORWARD = cuda.Kernel(
+    "gru_persistent",
+    "fg_gru_persistent_forward",
+    f"weight_hh: T*, gates: T*, {_BIASES}, inner: T*, h: T*, y: T*, lengths: i64*?, counters: u32*, steps: i64, "
+    "batch: i64, hidden: i64, reverse: i32, groups: i32, pass: i32",
+    ["units", "depth"],
+)
+_PERSISTENT_BACKWARD = cuda.Kernel(
+    "gru_persistent",
+    "fg_gru_persistent_backward",
+    "weight_hh: T*, gates: T*, inner: T*, h: T*, dy: T*?, dh: T*, dgates: T*, dproducts: T*, partial: T*, "
+    "lengths: i64*?, counters: u32*, steps: i64, batch: i64, hidden: i64, reverse: i32, groups: i32, most: i32",
+    ["units", "depth"],
+)
 
 
 @dataclass
@@ -68,87 +92,112 @@ def forward(
 ) -> tuple[Array, Array, Saved]:
     """Return y (T, B, H), hn (B, H) and what backward needs."""
     device = cuda.device_of(x)
-    empty = device.xp.empty
+    empty, dtype = device.xp.empty, x.dtype
     steps, batch, _ = x.shape
-    hidden, dtype = weight_hh.shape[1], x.dtype
+    hidden = weight_hh.shape[1]
     x = zeroed_padding(x, lengths)
-    gates = input_products(x, weight_ih)
-    h, inner = states(h0, steps, reverse), empty((steps, batch, hidden), dtype)
+    has_bias_ih, has_bias_hh = bias_ih is not None, bias_hh is not None
+    gates, inner, h = input_products(x, weight_ih), empty((steps, batch, hidden), dtype), states(h0, steps, reverse)
+    saved = Saved(
+        x, weight_ih, weight_hh, has_bias_ih, has_bias_hh, lengths, reverse, reset_after, gates, inner, h
+    )  # fmt: skip
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else empty(after.shape, dtype)
-    products = empty((batch, 3 * hidden), dtype) if reset_after else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after else None
+    if plan is not None:
+        _PERSISTENT_FORWARD(
+            device, dtype, plan.blocks, plan.forward, weight_hh, gates, bias_ih, bias_hh, inner, h, y, lengths,
+            counters(device, plan), steps, batch, hidden, reverse, plan.groups, plan.at_a_time,
+            shared=plan.shared_forward, cooperative=True, **plan.variant,
+        )  # fmt: skip
+    else:
+        _stepwise_forward(device, bias_ih, bias_hh, y, saved)
+    return y, h[0 if reverse else steps].copy(), saved
+
+
+def _stepwise_forward(
+    device: cuda.Device, bias_ih: Array | None, bias_hh: Array | None, y: Array, saved: Saved
+) -> None:
+    gates, inner, h, weight_hh, reverse = saved.gates, saved.inner, saved.h, saved.weight_hh, saved.reverse
+    steps, batch, hidden = inner.shape
+    rz, n = slice(None, 2 * hidden), slice(2 * hidden, None)
+    products = device.xp.empty((batch, 3 * hidden), h.dtype) if saved.reset_after else None
     shape = StepShape(device, h, (gates, products, bias_ih, bias_hh, inner, h, y))
-    weight_rz, weight_n = weight_hh[: 2 * hidden], weight_hh[2 * hidden :]
 
     def launch(kernel: cuda.Kernel, t: int, *arrays: Array | None) -> None:
-        kernel(device, dtype, shape.grid, shape.block, *arrays, lengths, t, batch, hidden, reverse, shape.vectors)
+        step = saved.lengths, t, batch, hidden, reverse, shape.vectors
+        kernel(device, h.dtype, shape.grid, shape.block, *arrays, *step)
 
     for t in reversed(range(steps)) if reverse else range(steps):
         before = h[t + 1 if reverse else t]
-        if reset_after:
+        if saved.reset_after:
             matmul(before, weight_hh, products, transpose_b=True)
             launch(_FORWARD, t, gates, products, bias_ih, bias_hh, inner, h, y)
         else:
-            matmul(before, weight_rz, gates[t, :, : 2 * hidden], transpose_b=True, accumulate=True)
+            matmul(before, weight_hh[rz], gates[t, :, rz], transpose_b=True, accumulate=True)
             launch(_RESET, t, gates, bias_ih, bias_hh, inner, h)
-            matmul(inner[t], weight_n, gates[t, :, 2 * hidden :], transpose_b=True, accumulate=True)
+            matmul(inner[t], weight_hh[n], gates[t, :, n], transpose_b=True, accumulate=True)
             launch(_CANDIDATE, t, gates, bias_ih, bias_hh, h, y)
-    saved = Saved(
-        x,
-        weight_ih,
-        weight_hh,
-        bias_ih is not None,
-        bias_hh is not None,
-        lengths,
-        reverse,
-        reset_after,
-        gates,
-        inner,
-        h,
-    )
-    return y, h[0 if reverse else steps].copy(), saved
 
 
 def backward(
     dy: Array | None, dhn: Array | None, saved: Saved
 ) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
     """Return dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
-    x, gates, inner, h = saved.x, saved.gates, saved.inner, saved.h
+    x, inner, h, weight_hh = saved.x, saved.inner, saved.h, saved.weight_hh
     device = cuda.device_of(x)
     empty, dtype = device.xp.empty, x.dtype
-    steps, batch, _ = x.shape
-    hidden = saved.weight_hh.shape[1]
-    reset_after, reverse = saved.reset_after, saved.reverse
+    steps, batch, hidden = inner.shape
+    reset_after = saved.reset_after
     dh = own_or_zeros(dhn, h[0])
-    dgates = empty(gates.shape, dtype)
+    dgates = empty(saved.gates.shape, dtype)
     # Gradients of W_hh h, in the order of W_hh's rows; of reset_after=False one of r h, (B, H).
-    dproducts = empty(gates.shape if reset_after else (batch, hidden), dtype)
-    shape = StepShape(device, h, (gates, inner, h, dy, dh, dgates, dproducts))
-    rz, n = slice(None, 2 * hidden), slice(2 * hidden, None)
-
-    def launch(kernel: cuda.Kernel, t: int, *arrays: Array | None) -> None:
-        kernel(device, dtype, shape.grid, shape.block, *arrays, saved.lengths, t, batch, hidden, reverse, shape.vectors)
-
-    for t in range(steps) if reverse else reversed(range(steps)):
-        if reset_after:
-            launch(_BACKWARD, t, gates, inner, h, dy, dh, dgates, dproducts)
-            matmul(dproducts[t], saved.weight_hh, dh, accumulate=True)
-        else:
-            launch(_CANDIDATE_BACKWARD, t, gates, h, dy, dh, dgates)
-            matmul(dgates[t, :, n], saved.weight_hh[n], dproducts)
-            launch(_RESET_BACKWARD, t, gates, h, dproducts, dh, dgates)
-            matmul(dgates[t, :, rz], saved.weight_hh[rz], dh, accumulate=True)
+    dproducts = empty(dgates.shape if reset_after else (batch, hidden), dtype)
+    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after else None
+    if plan is not None:
+        partial = empty((2, plan.blocks, plan.most, hidden), dtype)
+        _PERSISTENT_BACKWARD(
+            device, dtype, plan.blocks, plan.backward, weight_hh, saved.gates, inner, h, dy, dh, dgates, dproducts,
+            partial, saved.lengths, counters(device, plan), steps, batch, hidden, saved.reverse, plan.groups, plan.most,
+            shared=plan.shared_backward, cooperative=True, **plan.variant,
+        )  # fmt: skip
+    else:
+        _stepwise_backward(device, dy, dh, dgates, dproducts, saved)
     dx = empty(x.shape, dtype)
     flat_gates = flat(dgates)
     matmul(flat_gates, saved.weight_ih, flat(dx))
-    dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
+    dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(weight_hh.shape, dtype)
     matmul(flat_gates, flat(x), dweight_ih, transpose_a=True)
-    before = flat(h[1:] if reverse else h[:-1])
+    before = flat(h[1:] if saved.reverse else h[:-1])
     if reset_after:
         matmul(flat(dproducts), before, dweight_hh, transpose_a=True)
     else:
+        rz, n = slice(None, 2 * hidden), slice(2 * hidden, None)
         matmul(flat_gates[:, rz], before, dweight_hh[rz], transpose_a=True)
         matmul(flat_gates[:, n], flat(inner), dweight_hh[n], transpose_a=True)
     dbias_ih = sum_rows(flat_gates) if saved.has_bias_ih else None
     dbias_hh = sum_rows(flat(dproducts) if reset_after else flat_gates) if saved.has_bias_hh else None
     return dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
+
+
+def _stepwise_backward(
+    device: cuda.Device, dy: Array | None, dh: Array, dgates: Array, dproducts: Array, saved: Saved
+) -> None:
+    gates, inner, h, weight_hh, reverse = saved.gates, saved.inner, saved.h, saved.weight_hh, saved.reverse
+    steps, batch, hidden = inner.shape
+    rz, n = slice(None, 2 * hidden), slice(2 * hidden, None)
+    shape = StepShape(device, h, (gates, inner, h, dy, dh, dgates, dproducts))
+
+    def launch(kernel: cuda.Kernel, t: int, *arrays: Array | None) -> None:
+        step = saved.lengths, t, batch, hidden, reverse, shape.vectors
+        kernel(device, h.dtype, shape.grid, shape.block, *arrays, *step)
+
+    for t in range(steps) if reverse else reversed(range(steps)):
+        if saved.reset_after:
+            launch(_BACKWARD, t, gates, inner, h, dy, dh, dgates, dproducts)
+            matmul(dproducts[t], weight_hh, dh, accumulate=True)
+        else:
+            launch(_CANDIDATE_BACKWARD, t, gates, h, dy, dh, dgates)
+            matmul(dgates[t, :, n], weight_hh[n], dproducts)
+            launch(_RESET_BACKWARD, t, gates, h, dproducts, dh, dgates)
+            matmul(dgates[t, :, rz], weight_hh[rz], dh, accumulate=True)

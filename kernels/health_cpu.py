@@ -20,7 +20,7 @@ from numba import types
 
 from . import runtime
 from .norm_cpu import AHEAD_BYTES, SAFE_SQUARES, UNSAFE, sum_blocks, tensor_norms
-from .runtime import peek, peek_double, poke, poke_double
+from .runtime import peek, peek_double, poke_double
 from .simd import Machine, Value, traced
 from .streams import BLOCK, table_of, tensor_of_block
 
@@ -109,8 +109,8 @@ def _examine(dtype: np.dtype) -> Any:
     return kernel
 
 
-def _fold(results, starts, tensors, double, values, counts):
-    # values (2, tensors): norm, largest; counts (4, tensors). Say whether a norm is UNSAFE.
+def _fold(results, starts, tensors, double, found):
+    # found (6, tensors): norm, largest, and the counts. Say whether a norm is UNSAFE.
     blocks = peek(starts, tensors)
     stride = blocks * 8
     low, high = SAFE_SQUARES
@@ -125,33 +125,30 @@ def _fold(results, starts, tensors, double, values, counts):
             total = 0.0
             for block in range(first, last):
                 total += peek_double(results + row * stride, block)
-            poke(counts, (row - NAN) * tensors + k, np.int64(total))
+            poke_double(found, (row - NAN + 2) * tensors + k, total)
         squares = sum_blocks(results, starts, k)
         norm = math.sqrt(squares)
         if double and 0.0 < largest < math.inf and norm == norm and not low < squares < high:
             norm, unsafe = UNSAFE, 1
-        poke_double(values, k, norm)
-        poke_double(values, tensors + k, largest)
+        poke_double(found, k, norm)
+        poke_double(found, tensors + k, largest)
     return unsafe
 
 
 _folder = runtime.compiled(_fold, returns=types.int64)
 
 
-def health(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Return for each array: l2 norm, max |a| without NaN (float64); NaN, Inf, zero, subnormal entries (int64)."""
+def health(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for each array: l2 norm, max |a| without NaN; NaN, Inf, zero, subnormal entries. float64 (6, arrays)."""
     table, stream = table_of([arrays])
     tensors, dtype = table.tensors, table.dtype
     results = np.empty(6 * table.blocks)
     written = runtime.address(results)
     table.launch(_examine(dtype), written, 0, stream)
     # The blocks of each tensor are combined in order; empty tensors have none.
-    values, counts = np.empty((2, tensors)), np.empty((4, tensors), np.int64)
-    addresses = runtime.address(values), runtime.address(counts)
-    norm, largest = values
-    if _folder()(written, table.starts_at, tensors, dtype == np.float64, *addresses):
-        (unsafe,) = np.nonzero(norm == UNSAFE)
+    found = np.empty((6, tensors))
+    if _folder()(written, table.starts_at, tensors, dtype == np.float64, runtime.address(found)):
+        (unsafe,) = np.nonzero(found[0] == UNSAFE)
         every = list(arrays)
-        norm[unsafe] = tensor_norms([every[i] for i in unsafe.tolist()], 2.0)
-    nan, inf, zero, subnormal = counts
-    return norm, largest, nan, inf, zero, subnormal
+        found[0, unsafe] = tensor_norms([every[i] for i in unsafe.tolist()], 2.0)
+    return found

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from . import cuda
-from .table_gpu import TERMS, table_of
+from .table_gpu import table_of
 
 Array = Any
-
-COUNTS = 5  # as in health.cu
 
 _CHUNKS = cuda.Kernel(
     "health", "fg_health_chunks", "table: i64*, streams: i32, tensors: i32, partial: f64*, counts: i64*"
@@ -28,10 +24,8 @@ def health(arrays: Sequence[Array]) -> Array:
     float64 (6, len(arrays)) on the device, which nothing waits for.
     """
     table = table_of([arrays])
-    xp = table.device.xp
-    partial, counts = xp.empty(table.chunks * TERMS, np.float64), xp.empty(table.chunks * COUNTS, np.int64)
-    found = xp.empty((6, table.tensors), np.float64)
-    table.launch(_CHUNKS, [arrays], partial, counts)
+    found = table.result((6, table.tensors))
+    table.launch(_CHUNKS, [arrays], table.partial, table.counts)
     block = cuda.threads(table.device)
-    _FINISH(table.device, table.dtype, table.tensors, block, *table.head, partial, counts, found)
+    _FINISH(table.device, table.dtype, table.tensors, block, *table.head, table.partial, table.counts, found)
     return found

@@ -11,7 +11,17 @@ from typing import Any
 
 from . import cuda
 from .matmul_gpu import matmul
-from .recurrent_gpu import StepShape, flat, input_products, own_or_zeros, states, sum_rows, zeroed_padding
+from .recurrent_gpu import (
+    StepShape,
+    counters,
+    flat,
+    input_products,
+    own_or_zeros,
+    persistent_plan,
+    states,
+    sum_rows,
+    zeroed_padding,
+)
 
 Array = Any
 
@@ -26,6 +36,20 @@ _BACKWARD = cuda.Kernel(
     "fg_lstm_backward",
     "gates: T*, c: T*, dy: T*?, dh: T*, dc: T*, dgates: T*, lengths: i64*?, t: i64, batch: i64, hidden: i64, "
     "reverse: i32, vectors: i32",
+)
+_PERSISTENT_FORWARD = cuda.Kernel(
+    "lstm_persistent",
+    "fg_lstm_persistent_forward",
+    "weight_hh: T*, gates: T*, bias_ih: T*?, bias_hh: T*?, h: T*, c: T*, y: T*, lengths: i64*?, counters: u32*, "
+    "steps: i64, batch: i64, hidden: i64, reverse: i32, groups: i32, pass: i32",
+    ["units", "depth"],
+)
+_PERSISTENT_BACKWARD = cuda.Kernel(
+    "lstm_persistent",
+    "fg_lstm_persistent_backward",
+    "weight_hh: T*, gates: T*, c: T*, dy: T*?, dh: T*, dc: T*, dgates: T*, partial: T*, lengths: i64*?, "
+    "counters: u32*, steps: i64, batch: i64, hidden: i64, reverse: i32, groups: i32, most: i32",
+    ["units", "depth"],
 )
 
 
@@ -64,13 +88,21 @@ def forward(
     h, c = (states(initial, steps, reverse) for initial in (h0, c0))
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else device.xp.empty(after.shape, dtype)
-    shape = StepShape(device, h, (gates, bias_ih, bias_hh, h, c, y))
-    for t in reversed(range(steps)) if reverse else range(steps):
-        matmul(h[t + 1 if reverse else t], weight_hh, gates[t], transpose_b=True, accumulate=True)
-        _FORWARD(
-            device, dtype, shape.grid, shape.block, gates, bias_ih, bias_hh, h, c, y, lengths, t, batch, hidden,
-            reverse, shape.vectors,
+    plan = persistent_plan(device, 4, steps, h, (weight_hh, h))
+    if plan is not None:
+        _PERSISTENT_FORWARD(
+            device, dtype, plan.blocks, plan.forward, weight_hh, gates, bias_ih, bias_hh, h, c, y, lengths,
+            counters(device, plan), steps, batch, hidden, reverse, plan.groups, plan.at_a_time,
+            shared=plan.shared_forward, cooperative=True, **plan.variant,
         )  # fmt: skip
+    else:
+        shape = StepShape(device, h, (gates, bias_ih, bias_hh, h, c, y))
+        for t in reversed(range(steps)) if reverse else range(steps):
+            matmul(h[t + 1 if reverse else t], weight_hh, gates[t], transpose_b=True, accumulate=True)
+            _FORWARD(
+                device, dtype, shape.grid, shape.block, gates, bias_ih, bias_hh, h, c, y, lengths, t, batch, hidden,
+                reverse, shape.vectors,
+            )  # fmt: skip
     final = 0 if reverse else steps
     has_bias = bias_ih is not None or bias_hh is not None
     saved = Saved(x, weight_ih, weight_hh, has_bias, lengths, reverse, gates, h, c)
@@ -88,13 +120,22 @@ def backward(
     hidden = saved.weight_hh.shape[1]
     dh, dc = (own_or_zeros(gradient, c[0]) for gradient in (dhn, dcn))
     dgates = empty(gates.shape, dtype)
-    shape = StepShape(device, c, (gates, c, dy, dh, dc, dgates))
-    for t in range(steps) if reverse else reversed(range(steps)):
-        _BACKWARD(
-            device, dtype, shape.grid, shape.block, gates, c, dy, dh, dc, dgates, lengths, t, batch, hidden,
-            reverse, shape.vectors,
+    plan = persistent_plan(device, 4, steps, c, (saved.weight_hh,))
+    if plan is not None:
+        partial = empty((2, plan.blocks, plan.most, hidden), dtype)
+        _PERSISTENT_BACKWARD(
+            device, dtype, plan.blocks, plan.backward, saved.weight_hh, gates, c, dy, dh, dc, dgates, partial, lengths,
+            counters(device, plan), steps, batch, hidden, reverse, plan.groups, plan.most,
+            shared=plan.shared_backward, cooperative=True, **plan.variant,
         )  # fmt: skip
-        matmul(dgates[t], saved.weight_hh, dh, accumulate=lengths is not None)
+    else:
+        shape = StepShape(device, c, (gates, c, dy, dh, dc, dgates))
+        for t in range(steps) if reverse else reversed(range(steps)):
+            _BACKWARD(
+                device, dtype, shape.grid, shape.block, gates, c, dy, dh, dc, dgates, lengths, t, batch, hidden,
+                reverse, shape.vectors,
+            )  # fmt: skip
+            matmul(dgates[t], saved.weight_hh, dh, accumulate=lengths is not None)
     dx = empty(x.shape, dtype)
     matmul(flat(dgates), saved.weight_ih, flat(dx))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)

@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from . import cuda
 from .table_gpu import Table, table_of
 
@@ -59,7 +57,7 @@ def clip_each(arrays: Sequence[Array], limit: float, ord: float = 2.0) -> tuple[
     """
     table = table_of([arrays])
     sum_chunks(table, [arrays], 0, ord)
-    norms = table.device.xp.empty(table.tensors, np.float64)
+    norms = table.result(table.tensors)
     _finish(table, ord, norms, table.norm, limit)
     return norms, table.coefficients
 
@@ -71,6 +69,6 @@ def clip_all(arrays: Sequence[Array], ord: float, limit: float, unscale: float =
     """
     table = table_of([arrays])
     sum_chunks(table, [arrays], 0, ord)
-    norm = table.device.xp.empty((), np.float64)
+    norm = table.result(())
     _finish(table, ord, table.norms, norm, limit, unscale)
     return norm, table.coefficients[table.tensors :]

@@ -33,7 +33,7 @@ _BACKWARD_ALONG = cuda.Kernel(
 
 
 class _Rows(NamedTuple):
-    """How rows of one weight each are cut: pieces of a row, threads for each, whether 16 bytes at a time; the launch."""
+    """How rows of one weight each are cut: pieces of a row, threads for each, if 16 bytes at a time; the launch."""
 
     pieces: int
     width: int

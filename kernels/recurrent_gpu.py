@@ -1,18 +1,51 @@
 """What the LSTM and GRU launchers share, and the choice between their two ways through the steps.
 
 "stepwise": a product and a kernel for each step. Every launch may be captured into a graph, which takes the launches'
-time off the host. "persistent": one kernel for all steps, which keeps W_hh on the chip.
+time off the host. "persistent": one cooperative kernel for all steps, which keeps W_hh in registers, see
+persistent.cuh: float32, H a multiple of 4 and small enough, a GRU with reset_after.
+
+What bounds a step of the persistent LSTM on an H200 (132 multiprocessors, 128 FMA a clock each at 1.98 GHz; 5.5 TB/s
+taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block, G groups that share out the batch; a GRU has 3/4
+of the flops:
+
+    forward    8 B H^2 flops;  reads B H numbers in each block of a group: 4 B H (H / U) bytes from the level-2 cache
+    backward   8 B H^2 flops;  writes and reads B H partial sums a block: twice those bytes
+    both       a barrier of H / U blocks, 1 to 2 us, and about 1 us of latency around the products
+
+    ==== ======= === ==== ============ ============== ===============
+    H    blocks  G   B    FMA, fwd     level 2, fwd   level 2, bwd
+    ==== ======= === ==== ============ ============== ===============
+    64   8 x 16  16  16   0.01         0.006          0.01
+    256  32 x 4  4   16   0.13         0.10           0.19
+    512  64 x 2  2   16   0.5          0.4            0.8
+    512  64 x 2  2   64   2.1          1.5            3.1
+    768  96 x 1  1   16   1.5          0.9            1.7
+    1024 128 x 1 1   1    0.13         0.1            0.2
+    1024 128 x 1 1   16   2.1          1.5            3.1
+    1024 128 x 1 1   64   8.3          6.1            12.2
+    ==== ======= === ==== ============ ============== ===============
+
+All of it microseconds by calculation; nothing here was measured. Up to a few sequences a group the barrier is the
+bound, beyond that the FMAs, and backward the traffic of the partial sums. A thread meets R rows by DEPTH vectors of 4
+in registers, 128 numbers at H = 1024: forward, for each sequence, 128 FMAs a thread (32 clocks of a multiprocessor for
+a warp) stand against 4 loads of 16 bytes (a warp loads 128 bytes at a time, 4 clocks) and 7 shuffles (7 clocks);
+backward 128 FMAs against 8 broadcast loads of 16 bytes from shared memory (8 clocks) and one store.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from . import cuda
 from .activation_gpu import column_sums, column_tile
 from .matmul_gpu import matmul
 
 Array = Any
+
+METHODS = ("auto", "stepwise", "persistent")
 
 STEP_BLOCK = 128  # threads: a step has few cells, which are to reach all multiprocessors
 
@@ -90,3 +123,129 @@ class StepShape:
         self.vectors = hidden % width == 0 and not any(a.data.ptr % 16 for a in arrays if a is not None)
         self.block = cuda.threads(device, STEP_BLOCK)
         self.grid = cuda.blocks(batch * hidden // (width if self.vectors else 1), self.block)
+
+
+# --- the persistent way
+
+LARGEST_BLOCK = 256  # LARGEST in persistent.cuh: with 255 registers a thread one block fills a multiprocessor
+ROW_LANES = 4  # as in persistent.cuh
+COUNTER_STRIDE = 32  # as in persistent.cuh
+DEPTHS = 4  # vectors of h for each thread at most: 8 rows of 16 numbers are 128 registers
+PASS = 32  # sequences multiplied before their gates are computed
+
+# FMAs of a block in a step up to which "auto" takes the persistent kernel: 4 us of an H200, at H = 1024 a batch of 32.
+# Not yet measured on hardware: an estimate of where cuBLAS's larger tiles catch up.
+AUTO_LIMIT = 1 << 20
+
+_method: str = "auto"
+
+
+def set_method(name: str) -> None:
+    """Choose the way through the steps for the process: "auto", "stepwise", or "persistent" wherever it can be.
+
+    The environment variable FASTGRAD_RECURRENT sets the choice at the start.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    global _method
+    if name not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    _method = name
+
+
+def method() -> str:
+    """Return what `set_method` set."""
+    return _method
+
+
+set_method(os.environ.get("FASTGRAD_RECURRENT", "auto"))
+
+
+class Plan(NamedTuple):
+    """A launch of the persistent kernels.
+
+    Attributes:
+        units: hidden units a block.
+        depth: vectors of h a thread, forward.
+        members, groups: blocks that share the units, and groups of them that share the batch.
+        most: sequences of the largest group.
+        at_a_time: sequences multiplied at a time, forward.
+        forward, backward: threads a block.
+        shared_forward, shared_backward: bytes of shared memory a block.
+    """
+
+    units: int
+    depth: int
+    members: int
+    groups: int
+    most: int
+    at_a_time: int
+    forward: int
+    backward: int
+    shared_forward: int
+    shared_backward: int
+
+    @property
+    def blocks(self) -> int:
+        """All blocks."""
+        return self.members * self.groups
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        return {"units": self.units, "depth": self.depth}
+
+
+def persistent_plan(
+    device: cuda.Device, gates: int, steps: int, state: Array, arrays: tuple[Array | None, ...]
+) -> Plan | None:
+    """Return how the persistent kernels go about a layer of `gates` gates, or None where they are not to be used.
+
+    Args:
+        state: an array (..., B, H) of the layer's dtype.
+        arrays: what the kernel is given.
+    """
+    batch, hidden = state.shape[-2:]
+    if _method == "stepwise" or state.dtype != np.float32 or hidden % 4 or 0 in (steps, batch, hidden):
+        return None
+    if any(a is not None and a.data.ptr % 16 for a in arrays):
+        return None
+    # The fewest numbers for a block to multiply; of equals the fewest blocks to wait for each other.
+    plans = filter(None, (_plan(device, gates, units, batch, hidden) for units in (8, 6, 4)))
+    best = min(plans, key=lambda plan: plan.most * plan.units, default=None)
+    if best is None or steps * best.members >= 1 << 32:
+        return None
+    if _method == "auto" and best.most * gates * best.units * hidden > AUTO_LIMIT:
+        return None
+    return best
+
+
+def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) -> Plan | None:
+    vector, item, rows = 4, 4, gates * units
+    members = -(-hidden // units)
+    limit = cuda.threads(device, LARGEST_BLOCK)
+    parts = limit // ROW_LANES * vector  # numbers of h that the threads take at a time
+    depth = -(-hidden // parts)
+    if rows % ROW_LANES or members > device.multiprocessors or hidden > limit * vector:
+        return None
+    if depth > (DEPTHS if units > 4 else DEPTHS - 1):  # with 3 rows a lane, more than 255 registers
+        return None
+    groups = min(batch, device.multiprocessors // members)
+    most = -(-batch // groups)
+    forward = cuda.WARP * -(-hidden // (depth * vector * cuda.WARP // ROW_LANES))
+    fixed = most * (rows + units) + 2 * rows
+    each = forward // cuda.WARP * rows
+    at_a_time = min(most, PASS, (device.shared_memory // item - fixed) // each)
+    shared_backward = item * (most * (rows + 8 * units) + max(most * units, limit * vector))
+    if at_a_time < 1 or shared_backward > device.shared_memory:
+        return None
+    return Plan(
+        units, depth, members, groups, most, at_a_time, forward, limit, item * (fixed + at_a_time * each),
+        shared_backward,
+    )  # fmt: skip
+
+
+def counters(device: cuda.Device, plan: Plan) -> Array:
+    """Return the counters of the groups' barriers, at 0."""
+    return device.xp.zeros((plan.groups, COUNTER_STRIDE), np.uint32)

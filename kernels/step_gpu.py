@@ -14,7 +14,7 @@ import numpy as np
 
 from . import cuda
 from .norm_gpu import NO_LIMIT, sum_chunks
-from .table_gpu import capturing, refuse_capture, table_of
+from .table_gpu import Table, current_stream, refuse_capture, table_of
 
 Array = Any
 
@@ -66,6 +66,52 @@ class Update(NamedTuple):
     indices: list[int]
     variant: dict[str, bool]
 
+    def without_grads(self) -> Update:
+        """Return the same without the gradients, which are not to be kept alive."""
+        return self._replace(lists=[self.lists[0], [], *self.lists[2:]])
+
+    def with_grads(self, grads: list[Array]) -> Update:
+        """Return the same with its share of a gradient for each parameter."""
+        return self._replace(lists=[self.lists[0], [grads[k] for k in self.indices], *self.lists[2:]])
+
+
+class Plan(NamedTuple):
+    """The tables of a step: good for as long as the arrays are the same ones, on the same stream.
+
+    on : the stream, by its address
+    norms : of the gradients, which are its stream number `stream`
+    numbers : the place of each among all parameters
+    updates : of each update
+    """
+
+    on: int
+    norms: Table
+    stream: int
+    numbers: list[int]
+    updates: list[Table]
+
+    def use(self) -> None:
+        """Say that a launch reads these tables."""
+        for table in (self.norms, *self.updates):
+            table.use()
+
+
+def plan_of(updates: list[Update]) -> Plan:
+    """Return the tables of a step, made now if need be; see `table_gpu.table_of`."""
+    tables = [table_of(one.lists, one.indices) for one in updates]
+    on = current_stream(tables[0].device).ptr
+    if len(updates) == 1:
+        return Plan(on, tables[0], 1, updates[0].indices, tables)
+    # In the order of the parameters, however they are launched.
+    grads = _in_order(updates)
+    numbers = sorted(index for one in updates for index in one.indices)
+    return Plan(on, table_of([grads], numbers), 0, numbers, tables)
+
+
+def _in_order(updates: list[Update]) -> list[Array]:
+    pairs = [pair for one in updates for pair in zip(one.indices, one.lists[1], strict=True)]
+    return [grad for _, grad in sorted(pairs, key=lambda pair: pair[0])]
+
 
 class Steps:
     """The state of an optimizer on a device, except for the arrays of its parameters.
@@ -89,7 +135,6 @@ class Steps:
         self.norms: Array = None
         self.taking_part: list[int] = []
         self._set: list[float] | None = None
-        self._kept: list[Array] = []  # reports that a graph writes to
 
     def set(self, max_norm: float | None, nonfinite: str, groups: Iterable[Sequence[float]]) -> None:
         """Bring the numbers of the groups to the device where they have changed.
@@ -107,28 +152,23 @@ class Steps:
             self.settings[...] = self.device.xp.asarray(np.array(settings))
         self._set = settings
 
-    def run(self, updates: list[Update]) -> Array:
+    def stream(self) -> int:
+        """Return the address of the stream on which a step would run now."""
+        return current_stream(self.device).ptr
+
+    def run(self, plan: Plan, updates: list[Update]) -> Array:
         """Take a step and return its report, float64 (3,): norm, coefficient (0 where skipped), whether skipped."""
-        if len(updates) == 1:
-            lists, numbers, stream = updates[0].lists, updates[0].indices, 1
-        else:
-            # In the order of the parameters, however they are launched.
-            pairs = [pair for one in updates for pair in zip(one.indices, one.lists[1], strict=True)]
-            pairs.sort(key=lambda pair: pair[0])
-            lists, numbers, stream = [[grad for _, grad in pairs]], [index for index, _ in pairs], 0
-        table = table_of(lists, numbers)
-        sum_chunks(table, lists, stream)
-        device, block = self.device, cuda.threads(self.device)
-        report = device.xp.empty(3, np.float64)
-        if capturing(device):
-            self._kept.append(report)
+        device, table = self.device, plan.norms
+        plan.use()
+        sum_chunks(table, updates[0].lists if len(updates) == 1 else [_in_order(updates)], plan.stream)
+        report = table.result(3)
         self.finish(
-            device, self.dtype, table.tensors, block, *table.head, table.partial, table.totals, table.norms,
-            table.arrived, self.settings, self.group, self.steps, self.own, self.control, self.skipped, report,
+            device, self.dtype, table.tensors, cuda.threads(device), *table.head, table.partial, table.totals,
+            table.norms, table.arrived, self.settings, self.group, self.steps, self.own, self.control, self.skipped,
+            report,
         )  # fmt: skip
-        self.norms, self.taking_part = table.norms, numbers
+        self.norms, self.taking_part = table.norms, plan.numbers
         unused = [0.0] * (len(self.kernel.parameters) - 5)
-        for one in updates:
-            own = table if len(updates) == 1 else table_of(one.lists, one.indices)
+        for own, one in zip(plan.updates, updates, strict=True):
             own.launch(self.kernel, one.lists, self.own, self.control, *unused, **_flags(one.variant))
         return report

@@ -2,11 +2,13 @@
 
 A table depends on nothing but the addresses and sizes in it. Those are its key, so that arrays allocated anew are
 noticed, whoever has them now, and a table that is there is never wrong. It is uploaded by one copy of pinned memory,
-in the order of the stream, without waiting. Host: 40 us for a new table of 4 times 148 tensors, 25 to find it again.
+in the order of the stream, without waiting.
 
 A launch that is being captured into a graph bakes in the address of its table. A table can't be made then, since the
 copy would read its pinned memory anew in each replay: a call outside of the capture, on the same stream and with the
-same arrays, has to come first. What a capture has used is kept for as long as the process lives.
+same arrays, has to come first. What a capture has used is kept for as long as the process lives: its tables with their
+scratch, and what its calls have returned. Arrays that are not contiguous are copied in a call, which no replay repeats
+in the same memory: leave them out of graphs.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ Array = Any
 
 CHUNK = 16384  # as in lists.cuh
 TERMS = 3  # doubles that a chunk or a tensor leaves in a norm, at most
+COUNTS = 5  # numbers more that it leaves in health.cu
 TABLES_KEPT = 64  # one of 4 times 148 tensors and 124 million elements takes 70 KB, its scratch 190
 
 _lock = threading.Lock()
 _tables: OrderedDict[Any, Table] = OrderedDict()  # in the order of use, the latest at the end
+_captured: list[Any] = []  # tables that graphs read, results that they write
 
 
 class Table:
@@ -36,8 +40,9 @@ class Table:
 
     head : table, streams, tensors, as kernels take them
     chunks : blocks that cover all elements of a stream
-    partial, totals, norms, norm, coefficients, arrived : scratch of the norm kernels, see norms.cuh; the stream in whose
-        order the table was made is the only one that uses them
+    partial, counts, totals, norms, norm, coefficients, arrived : scratch of the norm kernels and of health.cu, for the
+        stream in whose order the table was made
+    kept : whether a graph reads it
     """
 
     def __init__(self, device: cuda.Device, lists: Sequence[Sequence[Array]], addresses: list[int], numbers: list[int]):
@@ -55,7 +60,22 @@ class Table:
             xp.empty(size, np.float64) for size in (TERMS * tensors, tensors, 1, tensors + 2)
         )
         self.partial = xp.empty(TERMS * self.chunks, np.float64)
+        self.counts = xp.empty(COUNTS * self.chunks, np.int64)
         self.kept = False
+
+    def use(self) -> None:
+        """Say that a launch reads the table: while a graph is captured it is kept for good."""
+        if not self.kept and capturing(self.device):
+            self.kept = True
+            _captured.append(self)
+
+    def result(self, shape: int | tuple[int, ...]) -> Array:
+        """Return a new float64 array for what a call returns; a graph that writes to it does so for good."""
+        with self.device.here():
+            array = self.device.xp.empty(shape, np.float64)
+            if capturing(self.device):
+                _captured.append(array)
+        return array
 
     def launch(self, kernel: cuda.Kernel, lists: Sequence[Sequence[Array]], *args: Any, **variant: Any) -> None:
         """Run a kernel that takes a chunk a block; `lists` are those of the table."""
@@ -64,9 +84,15 @@ class Table:
         kernel(self.device, self.dtype, self.chunks, block, *self.head, *args, touches=touches, **variant)
 
 
+def current_stream(device: cuda.Device) -> Any:
+    """Return the stream on which a device runs what is launched now."""
+    with device.here():
+        return device.xp.cuda.get_current_stream()
+
+
 def capturing(device: cuda.Device) -> bool:
-    """Say whether launches on the current stream are being recorded for a graph."""
-    return bool(device.xp.cuda.get_current_stream().is_capturing())
+    """Say whether launches are being recorded for a graph."""
+    return bool(current_stream(device).is_capturing())
 
 
 def refuse_capture(device: cuda.Device, what: str) -> None:
@@ -88,10 +114,9 @@ def table_of(lists: Sequence[Sequence[Array]], numbers: Sequence[int] | None = N
     """
     first = lists[0]
     device = cuda.device_of(first[0])
-    stream = device.xp.cuda.get_current_stream()
     addresses = [a.data.ptr for arrays in lists for a in arrays]
     own = list(range(len(first))) if numbers is None else list(numbers)
-    key = (device, stream.ptr, first[0].dtype, len(lists), *addresses, *(a.size for a in first), *own)
+    key = (device, current_stream(device).ptr, first[0].dtype, len(lists), *addresses, *(a.size for a in first), *own)
     with _lock:
         table = _tables.get(key)
         if table is not None:
@@ -102,9 +127,8 @@ def table_of(lists: Sequence[Sequence[Array]], numbers: Sequence[int] | None = N
             table = Table(device, lists, addresses, own)
         with _lock:
             _tables[key] = table
-            passing = [k for k, kept in _tables.items() if not kept.kept]
-            for old in passing[:-TABLES_KEPT]:
-                del _tables[old]
-    elif stream.is_capturing():
-        table.kept = True
+            if len(_tables) > TABLES_KEPT:
+                _tables.popitem(last=False)
+    else:
+        table.use()
     return table

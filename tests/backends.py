@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import fastgrad
+import fastgrad.linear
 from fastgrad import _gpu
 
 DEVICES = ("emulated", "gpu")
@@ -204,11 +205,12 @@ def on_device(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def divert(monkeypatch: pytest.MonkeyPatch, name: str, test_module: Any) -> None:
     """Let a test module, and whoever says fastgrad.<function>, call the public functions on device arrays."""
-    for public in fastgrad.__all__:
-        function = getattr(fastgrad, public)
+    for holder, public in [*((fastgrad, public) for public in fastgrad.__all__), *OF_LAYERS]:
+        function = getattr(holder, public)
         if callable(function) and not isinstance(function, type) and public not in NOT_ON_ARRAYS:
             wrapped = on_device(name, function)
-            monkeypatch.setattr(fastgrad, public, wrapped)
+            if holder is fastgrad:
+                monkeypatch.setattr(fastgrad, public, wrapped)
             for attribute, value in list(vars(test_module).items()):
                 if value is function:
                     monkeypatch.setattr(test_module, attribute, wrapped)
@@ -268,9 +270,17 @@ def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             entry.update({key: value.get() for key, value in entry.items() if key != "step"})
         return found
 
-    for method, function in (("__init__", __init__), ("step", step), ("zero_grad", zero_grad), ("state_dict", state_dict)):
+    for method, function in (
+        ("__init__", __init__),
+        ("step", step),
+        ("zero_grad", zero_grad),
+        ("state_dict", state_dict),
+    ):
         monkeypatch.setattr(Optimizer, method, function)
 
+
+# Functions on arrays that only the layers call, and their own tests.
+OF_LAYERS = [(fastgrad.linear, name) for name in ("linear", "linear_backward", "embedding", "embedding_backward")]
 
 NOT_ON_ARRAYS = {
     "backend", "doctor", "get_backend", "get_subnormals", "set_backend", "set_num_threads", "set_subnormals",

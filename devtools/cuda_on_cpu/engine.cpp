@@ -78,6 +78,9 @@ void fail_at(const char* what, Site site) {
 void progress() { progressed = true; }
 
 void idle(Site site) {
+    // In a random order a thread looks again at once now and then, before the others have come to where they wait: a
+    // wait for too little shows only then.
+    if (launch.policy >= 2 && random_numbers() % 2) return;
     self->site = site;
     here->resting.push_back(self->id);
     leave();

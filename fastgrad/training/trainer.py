@@ -22,7 +22,7 @@ import numpy as np
 import fastgrad
 from fastgrad import _gpu
 from fastgrad._arrays import Array, device_module, is_array, to_host
-from fastgrad.optim import Adam
+from fastgrad.optim import Adam, StepReport
 from fastgrad.training.errors import Diverged, UserError
 from fastgrad.training.model import CharacterModel, Config
 from fastgrad.training.text import Corpus, TrainingWindows, ValidationStreams
@@ -45,14 +45,23 @@ HISTORY = ("loss", "grad_norm", "clip_coefficient")
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss: mean cross-entropy in nats before the update; grad_norm before clipping; clip_coefficient, 0 if skipped.
+    """loss: mean cross-entropy in nats before the update; report: of the optimizer.
 
-    On a GPU these may be 0-d arrays there: float() of one waits for the step.
+    On a GPU the loss is a 0-d array there, and whoever reads a number waits for the step.
     """
 
     loss: Any
-    grad_norm: Any
-    clip_coefficient: Any
+    report: StepReport
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of the gradients before clipping."""
+        return self.report.grad_norm
+
+    @property
+    def clip_coefficient(self) -> float:
+        """The factor that the gradients were taken with, 0 in a step that was skipped."""
+        return self.report.clip_coefficient
 
 
 class Trainer:
@@ -118,7 +127,7 @@ class Trainer:
             self.model.backward(dlogits)
             report = self.optimizer.step()
         self.state = state
-        result = StepResult(loss, report.grad_norm, report.clip_coefficient)
+        result = StepResult(loss, report)
         self._unread.append(result)
         if device_module(loss) is None or len(self._unread) >= READ_EVERY:
             self._read()
@@ -127,10 +136,9 @@ class Trainer:
     def _read(self) -> None:
         """Take the results of the last steps into the history, up to the first that ends training."""
         unread, self._unread = self._unread, []
-        columns = [_floats([getattr(result, name) for result in unread]) for name in HISTORY]
-        for values in zip(*columns, strict=True):
-            _check_loss(values[0], len(self._history["loss"]) + 1)
-            for name, value in zip(HISTORY, values, strict=True):
+        for loss, result in zip(_floats([result.loss for result in unread]), unread, strict=True):
+            _check_loss(loss, len(self._history["loss"]) + 1)
+            for name, value in zip(HISTORY, (loss, result.grad_norm, result.clip_coefficient), strict=True):
                 self._history[name].append(value)
             last = self._history["grad_norm"][-HOPELESS:]
             if len(last) == HOPELESS and not any(map(math.isfinite, last)):
