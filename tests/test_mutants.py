@@ -1,0 +1,504 @@
+"""Faults planted in the CUDA sources: the checker must see each, or the results must differ from the CPU's.
+
+A mutant replaces one piece of text of one file. One that survives is a hole in the case, or no fault at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import backends
+import numpy as np
+import pytest
+from fastgrad.kernels import cuda
+from tolerances import assert_close
+
+import fastgrad
+from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
+
+emulated = pytest.importorskip("emulated")
+
+INF, NAN = float("inf"), float("nan")
+F32, F64 = np.float32, np.float64
+
+
+@pytest.fixture(autouse=True)
+def _device():
+    reason = backends.missing("emulated")
+    if reason is not None or "emulated" not in backends.chosen():
+        pytest.skip(reason or "FASTGRAD_TEST_BACKENDS leaves the emulated device out")
+
+
+# --- arrays and comparison
+
+
+def placed(values: np.ndarray, offset: int = 0) -> np.ndarray:
+    """Return a copy that begins `offset` elements past 64 bytes."""
+    memory = np.empty(values.nbytes + 64 + offset * values.itemsize, np.uint8)
+    first = -memory.ctypes.data % 64 + offset * values.itemsize
+    result = memory[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+    result[...] = values
+    return result
+
+
+def normal(shape: int | tuple[int, ...], seed: int = 0, dtype: type = F32, offset: int = 0) -> np.ndarray:
+    return placed(np.random.default_rng(seed).normal(size=shape).astype(dtype), offset)
+
+
+def again(value: object) -> object:
+    """Return a copy of arrays, in lists too, that begins as far past 16 bytes."""
+    if isinstance(value, np.ndarray):
+        return placed(value, value.ctypes.data % 16 // value.itemsize)
+    return [again(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def arrays_in(value: object) -> Iterator[np.ndarray]:
+    if isinstance(value, np.ndarray | np.number):
+        yield np.asarray(value)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from arrays_in(v)
+
+
+def agree(operation: str, function: Callable, *arguments: object) -> None:
+    """Compare what a function returns, and leaves in its arguments, on the CPU and on the device."""
+    found = []
+    for call in (function, backends.on_device("emulated", function)):
+        own = [again(a) for a in arguments]
+        found.append([*arrays_in(call(*own)), *arrays_in(own)])
+    expected, actual = found
+    assert len(actual) == len(expected)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if a.dtype.kind == "f":
+            assert_close(a, e, operation, magnitude="largest", label=f"array {i}")
+        else:
+            np.testing.assert_array_equal(a, e)
+
+
+# --- a small case of each operation, in which every part of its kernels runs
+
+
+def activation(kind: str, *, special: bool = True) -> Callable[[], None]:
+    """Two blocks and a tail; every array once off 16 bytes. Bit for bit."""
+
+    def case() -> None:
+        x, dy = 3 * normal(2085), normal(2085, 1)
+        if special:
+            x[[3, 9, 21, 22, 2084]] = NAN, INF, -INF, 0, NAN
+        agree("exact", lambda x, out: fastgrad.activation(x, kind, out=out), x, np.zeros_like(x))
+        for off in range(4):
+            arrays = [placed(values, off == i) for i, values in enumerate((dy, x, np.zeros_like(x)))]
+            agree("exact", lambda dy, x, out: fastgrad.activation_backward(dy, x, kind, out=out), *arrays)
+
+    return case
+
+
+def bias_grad() -> None:
+    """Several blocks along either axis, none of them full; columns that make no vector."""
+    for shape in ((1100, 8), (100, 132), (37, 5), (3, 70)):
+        agree(
+            "reduction",
+            lambda dy, x, total: fastgrad.activation_backward(dy, x, "relu", bias_grad=total),
+            normal(shape), normal(shape, 1), np.zeros(shape[-1:], F32),
+        )  # fmt: skip
+
+
+def bias_of_linear() -> None:
+    for rows, columns in ((100, 132), (37, 5)):
+        agree("product", linear_backward, normal((rows, columns)), normal((rows, 3), 1), normal((columns, 3), 2))
+
+
+def glu() -> None:
+    dy, gate, up = (normal(1093, seed) for seed in range(3))
+    agree("exact", lambda gate, up, y: fastgrad.swiglu(gate, up, out=y), gate, up, np.zeros_like(up))
+    for off in range(6):
+        values = (dy, gate, up, np.zeros_like(up), np.zeros_like(up))
+        arrays = [placed(v, off == i) for i, v in enumerate(values)]
+        agree("exact", lambda dy, g, u, dg, du: fastgrad.swiglu_backward(dy, g, u, out=(dg, du)), *arrays)
+
+
+def prelu() -> None:
+    for shape in ((40, 8), (37, 5), (2, 3, 70), (2, 3, 1024), (2, 2, 1100), (1, 1, 1037)):
+        x = normal(shape)
+        x.flat[5] = NAN
+        weight = normal(shape[1], 1)
+        agree("pointwise", fastgrad.prelu, x, weight)
+        x.flat[5] = 0
+        agree("reduction", fastgrad.prelu_backward, normal(shape, 2), x, weight)
+
+
+def mse() -> None:
+    for off in range(4):
+        arrays = [placed(normal(2085, i), off == i) for i in range(3)]
+        agree("reduction", lambda p, t, out: fastgrad.mse(p, t, out=out), *arrays)
+
+
+def mse_of_many() -> None:
+    """More blocks than the last stage has threads."""
+    agree("reduction", fastgrad.mse, normal(80000), normal(80000, 1))
+
+
+def cross_entropy() -> None:
+    """Rows for a part of a warp, for a warp, for a block in shared memory, and for a block that reads twice."""
+    for rows, classes in ((9, 33), (3, 1022), (3, 1031), (2, 7001)):
+        logits = 4 * normal((rows, classes))
+        logits[0, 1] = -INF
+        targets = np.random.default_rng(1).integers(0, classes, rows)
+        agree("reduction", fastgrad.softmax_cross_entropy, logits, targets)
+        if classes < 5000:
+            agree("reduction", fastgrad.softmax_cross_entropy, np.sort(logits) + 80, targets)
+
+
+def table(dtype: type = F32) -> None:
+    """Rows used more often than are on the way at a time, others never, in two runs that are merged; bad indices."""
+    rng = np.random.default_rng(0)
+    for n, rows, width in ((2200, 50, 4), (30, 11, 5)):
+        indices = rng.integers(0, rows, n)
+        indices[: n // 4] = 3
+        agree("exact", embedding, normal((rows, width), 1), indices)
+        agree("exact", lambda dy, indices, rows=rows: embedding_backward(dy, indices, rows), normal((n, width)), indices)
+
+
+def lists(count: int, seed: int = 0, dtype: type = F32, offset: int | None = None) -> list[np.ndarray]:
+    """Two chunks and a bit, tensors smaller than a vector, one that is empty, and one off 16 bytes."""
+    sizes = (3, 16384 + 301, 0, 130)[:count]
+    return [normal(size, seed + i, dtype, i == 3 if offset is None else offset) for i, size in enumerate(sizes)]
+
+
+def norms() -> None:
+    for order in (1, 2, INF):
+        agree("norm", lambda grads, order=order: fastgrad.global_norm(grads, order), lists(4))
+    for order in (2, INF):
+        grads = lists(4)
+        grads[1][77] = NAN
+        agree("norm", lambda grads, order=order: fastgrad.global_norm(grads, order), grads)
+    huge = [np.array([3e147, 2e146, 1.0]), np.array([1e-170, 3e-170])]
+    agree("norm", fastgrad.global_norm, huge)
+    agree("norm", fastgrad.global_norm, huge[1:])
+
+
+def order_of_a_norm() -> None:
+    """The same bits wherever a tensor begins."""
+    on_device = backends.on_device("emulated", fastgrad.global_norm)
+    for seed in range(5):
+        straight, off = (float(on_device([normal(301, seed, F32, offset)])) for offset in (0, 1))
+        assert straight == off
+
+
+def clip() -> None:
+    small = [0.001 * g for g in lists(4)]
+    agree("pointwise", lambda grads: fastgrad.clip_by_global_norm(grads, 0.01), small)
+    agree("pointwise", lambda grads: fastgrad.clip_by_norm(grads, 0.02), small)
+    grads = lists(4)
+    grads[0][1] = NAN
+    agree("pointwise", lambda grads: fastgrad.clip_by_value(grads, -0.5, 0.5), grads)
+
+
+def health() -> None:
+    def found(arrays: list) -> list:
+        h = fastgrad.health(arrays)
+        return [h.norm, h.max_abs, h.nan, h.inf, h.zero, h.subnormal]
+
+    grads = lists(4)
+    grads[1][[5, 16390]] = NAN, 0
+    grads[3][[0, 7, 9]] = INF, -INF, NAN
+    agree("norm", found, grads)
+    grads = lists(4)
+    grads[1][[5, 16390]] = 0, 1e-40
+    grads[0][...] = 3e-42, -7e-42, 0
+    agree("norm", found, grads)
+
+
+def adam() -> None:
+    for options in ({"weight_decay": 0.1}, {"grad_scale": 0.25, "max_norm": 0.5}):
+        agree(
+            "step",
+            lambda p, g, m, v, options=options: fastgrad.adam_step(p, g, m, v, step=3, lr=0.1, **options),
+            lists(4), lists(4, 10), lists(4, 20), [np.abs(a) for a in lists(4, 30)],
+        )  # fmt: skip
+
+
+def amsgrad() -> None:
+    grads = lists(4, 10)
+    grads[0][1] = NAN
+    agree(
+        "step",
+        lambda p, g, m, v, most: fastgrad.adam_step(p, g, m, v, step=3, max_exp_avg_sq=most),
+        lists(4), grads, lists(4, 20), *([np.abs(a) for a in lists(4, seed)] for seed in (30, 40)),
+    )  # fmt: skip
+
+
+def sgd() -> None:
+    def step(p: list, g: list, b: list) -> None:
+        fastgrad.sgd_step(p, g, b, lr=0.1, momentum=0.9, dampening=0.3, nesterov=False, weight_decay=0.1)
+        fastgrad.sgd_step(p, g, b, lr=0.1, momentum=0.9, nesterov=True)
+
+    agree("step", step, lists(4), lists(4, 10), lists(4, 20))
+
+
+def rmsprop() -> None:
+    def step(p: list, g: list, v: list, a: list) -> None:
+        for _ in range(30):
+            fastgrad.rmsprop_step(p, g, v, grad_avg=a, centered=True, alpha=0.5, eps=1e-3)
+
+    agree("step", step, [np.zeros(37, F32)], [normal(37, 10)], [np.zeros(37, F32)], [np.zeros(37, F32)])
+    agree("step", fastgrad.rmsprop_step, lists(4), lists(4, 10), [np.abs(a) for a in lists(4, 20)], lists(4, 30))
+
+
+def optimizer(kind: str, **options: object) -> Callable[[], None]:
+    """Steps whose numbers are made on the device, one of them without a finite gradient."""
+
+    def steps(params: list, *grads: list) -> list:
+        one = getattr(fastgrad, kind)(params, lr=0.1, **options)
+        reports = [one.step(g) for g in grads]
+        return [[r.grad_norm, float(r.grad_norm)] for r in reports]
+
+    def case() -> None:
+        bad = lists(4, 20)
+        bad[1][9] = INF
+        agree("step", steps, lists(4), lists(4, 10), bad, lists(4, 30), lists(4, 40))
+
+    return case
+
+
+def lstm(reverse: bool) -> Callable[[], None]:
+    def run(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh, dc):
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        y, last, saved = fastgrad.lstm(x, h, c, *weights, lengths=[4, 2, 0, 3, 1], reverse=reverse)
+        return [y, *last, *fastgrad.lstm_backward(dy, dh, dc, saved)]
+
+    return recurrent(run, 4, 2)
+
+
+def gru(reset_after: bool) -> Callable[[], None]:
+    def run(x, h, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh):
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        y, last, saved = fastgrad.gru(x, h, *weights, lengths=[4, 2, 0, 3, 1], reset_after=reset_after)
+        return [y, last, *fastgrad.gru_backward(dy, dh, saved)]
+
+    return recurrent(run, 3, 1)
+
+
+def recurrent(run: Callable, gates: int, states: int) -> Callable[[], None]:
+    """Ragged sequences, with NaN where they have ended. float64 goes step by step."""
+
+    def case() -> None:
+        T, B, I = 4, 5, 3  # noqa: E741 - the letters of the field
+        for H in (6, 7):
+            shapes = [(T, B, I), *[(B, H)] * states, (gates * H, I), (gates * H, H), (gates * H,), (gates * H,)]
+            shapes += [(T, B, H), *[(B, H)] * states]
+            arrays = [normal(shape, seed, F64) for seed, shape in enumerate(shapes)]
+            padding = np.arange(T)[:, None] >= np.array([4, 2, 0, 3, 1])
+            for padded in (arrays[0], arrays[-1 - states]):
+                padded[padding] = NAN
+            agree("recurrent", run, *arrays)
+
+    return case
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "relu": activation("relu"),
+    "silu": activation("silu"),
+    "tanh": activation("tanh"),
+    "gelu": activation("gelu"),
+    "mish": activation("mish"),
+    "bias_grad": bias_grad,
+    "linear": bias_of_linear,
+    "glu": glu,
+    "prelu": prelu,
+    "mse": mse,
+    "mse of many": mse_of_many,
+    "cross-entropy": cross_entropy,
+    "embedding": table,
+    "norms": norms,
+    "order of a norm": order_of_a_norm,
+    "clip": clip,
+    "health": health,
+    "adam": adam,
+    "amsgrad": amsgrad,
+    "sgd": sgd,
+    "rmsprop": rmsprop,
+    "Adam": optimizer("Adam", max_norm=0.5),
+    "AdamW": optimizer("AdamW"),
+    "SGD": optimizer("SGD", momentum=0.9, dampening=0.5),
+    "LSTM": lstm(False),
+    "LSTM reverse": lstm(True),
+    "GRU": gru(True),
+    "GRU reset before": gru(False),
+}
+
+
+# --- the mutants
+
+
+class Mutant(NamedTuple):
+    file: str
+    what: str
+    case: str
+    text: str
+    other: str
+
+
+MUTANTS = [
+    Mutant(*fields)
+    for fields in (
+        ("common.cuh", "alignment of the first array only", "relu",
+         "return aligned16(p) && aligned16(others...);", "return aligned16(p);"),
+        ("common.cuh", "sums of warps read before they are there", "mse",
+         "parts[warp] = value;\n    __syncthreads();", "parts[warp] = value;"),
+        ("common.cuh", "sums of warps that do not exist", "mse", "lane < warps ? parts[lane] : T(0)", "parts[lane]"),
+        ("common.cuh", "NaN lost in the maximum", "relu", "return a < b ? b : a;", "return a >= b ? a : b;"),
+        ("columns.cuh", "sums of columns read before they are there", "bias_grad",
+         "own[k];\n    __syncthreads();", "own[k];"),
+        ("columns.cuh", "partial sums of the wrong row", "bias_grad", "sums[row * width", "sums[row * W"),
+        ("columns.cuh", "columns past the end", "bias_grad", "threadIdx.y == 0 && column < columns", "threadIdx.y == 0"),
+        ("columns.cuh", "the last row of threads left out", "bias_grad",
+         "row < int(blockDim.y)", "row + 1 < int(blockDim.y)"),
+        ("column_sums.cu", "halves added before they are there", "bias_grad",
+         "        __syncthreads();\n        if (int(threadIdx.y) < half)", "        if (int(threadIdx.y) < half)"),
+        ("column_sums.cu", "the last partial sum left out", "bias_grad", "row < count;", "row < count - 1;"),
+        ("column_sums.cu", "rows past the end", "linear", "if (row < rows) value[u]", "value[u]"),
+        ("vecmath.cuh", "exp - 1 without its lower end", "tanh",
+         "reduce<0>(maximum(x, real_t(sizeof(real_t) == 4 ? -20 : -40)), 0, false)", "reduce<0>(x, 0, false)"),
+        ("vecmath.cuh", "the low part of ln 2 left out", "silu", ": fma_(n, real_t(-LN2_LOW), r),", ": r,"),
+        ("vecmath.cuh", "a wrong factor in tanh'", "tanh", "abs_(x) * real_t(-2), 4.0)", "abs_(x) * real_t(-2), 2.0)"),
+        ("vecmath.cuh", "the rounding error of a square left out", "gelu",
+         "decay(square, fma_(t, half, -square))", "decay(square)"),
+        ("activations.cuh", "relu' hides NaN", "relu", "nan_or(x, x > 0 ? 1 : 0)", "x > 0 ? 1 : 0"),
+        ("activations.cuh", "relu' of 0", "relu", "nan_or(x, x > 0 ? 1 : 0)", "nan_or(x, x >= 0 ? 1 : 0)"),
+        ("activations.cuh", "a term of silu' left out", "silu", "fma_(x, q, q + real_t(1))", "fma_(x, q, real_t(1))"),
+        ("activations.cuh", "a wrong coefficient in mish'", "mish", "poly(y, 1, 4, 8, 8, 4)", "poly(y, 1, 4, 8, 9, 4)"),
+        ("activation.cu", "the last element left out", "relu",
+         "i < end; i += blockDim.x) y[i]", "i < end - 1; i += blockDim.x) y[i]"),
+        ("activation.cu", "a block that is not full taken as one", "relu",
+         "first + span <= n && aligned16(x, y)", "first < n && aligned16(x, y)"),
+        ("activation.cu", "alignment of dx forgotten", "relu", "aligned16(dy, x, dx)", "aligned16(dy, x)"),
+        ("activation.cu", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("activation.cu", "rows past the end", "bias_grad", "if (row < rows) {", "{"),
+        ("glu.cu", "alignment of dup forgotten", "glu",
+         "aligned16(dy, gate, up, dgate, dup)", "aligned16(dy, gate, up, dgate)"),
+        ("glu.cu", "f' in the place of f", "glu", "dy * f(gate)", "dy * derivative(gate)"),
+        ("glu.cu", "every vector in one place", "glu", "store(dup + at + u * step", "store(dup + at"),
+        ("prelu.cu", "half of the lanes not added up", "prelu", "lanes < width;", "lanes < width / 2;"),
+        ("prelu.cu", "all threads take the rest of a row", "prelu",
+         "first_thread ? end / W * W : end", "end / W * W"),
+        ("prelu.cu", "pieces of a row in one place", "prelu", "pieces + piece.number)", "pieces)"),
+        ("prelu.cu", "NaN gets a derivative", "prelu",
+         "is_nan(x) ? x : x > 0 ? real_t(1) : w", "x > 0 ? real_t(1) : w"),
+        ("mse.cu", "blocks in one place", "mse", "partial[blockIdx.x] = total", "partial[0] = total"),
+        ("mse.cu", "alignment of the target forgotten", "mse",
+         "aligned16(pred, target, dpred)", "aligned16(pred, dpred)"),
+        ("loss.cu", "every second term left out", "mse of many", "i += blockDim.x) total", "i += 2 * blockDim.x) total"),
+        ("loss.cu", "the loss written by all threads", "mse", "if (threadIdx.x == 0) *loss", "*loss"),
+        ("cross_entropy.cu", "pairs past the end of a row", "cross-entropy",
+         "if (pairs && at + PAIR <= classes) {\n            values", "if (pairs) {\n            values"),
+        ("cross_entropy.cu", "combined before all parts are there", "cross-entropy",
+         "value;\n    __syncthreads();\n    value = lane", "value;\n    value = lane"),
+        ("cross_entropy.cu", "the first element of a row left out", "cross-entropy",
+         "int(threadIdx.x) >= skew)", "int(threadIdx.x) > skew)"),
+        ("cross_entropy.cu", "a sum not scaled to a new maximum", "cross-entropy",
+         "sum *= exp_negative(top - next);\n", "\n"),
+        ("cross_entropy.cu", "no shift by the common maximum", "cross-entropy",
+         "own.sum *= exp_negative(own.top - top);", ""),
+        ("embedding.cu", "a missing barrier in the sort", "embedding",
+         "            __syncthreads();\n            for (int pair", "            for (int pair"),
+        ("embedding.cu", "runs all sorted upwards", "embedding", "((low & run) == 0)", "((low & apart) == 0)"),
+        ("embedding.cu", "merged with the wrong run", "embedding", "(own ^ 1) * run", "(own + 1) * run"),
+        ("embedding.cu", "rows past the first few", "embedding", "more = mine[AHEAD - 1];", "more = false;"),
+        ("embedding.cu", "indices out of range", "embedding", "valid ? index : 0", "index"),
+        ("lists.cuh", "chunks counted from the first tensor", "clip", "(chunk - table.first_chunk(tensor))", "chunk"),
+        ("lists.cuh", "alignment of the last stream only", "sgd", "aligned = aligned && aligned16", "aligned = aligned16"),
+        ("lists.cuh", "the first element of a tail left out", "clip",
+         "int i = whole * VECTOR + threadIdx.x;", "int i = whole * VECTOR + threadIdx.x + 1;"),
+        ("lists.cuh", "parts overwritten while they are read", "health",
+         "    __syncthreads();  // the parts of an earlier call have been read\n", ""),
+        ("lists.cuh", "an order that depends on the alignment", "order of a norm",
+         "(threadIdx.x + step - whole % step) % step", "threadIdx.x"),
+        ("norms.cuh", "totals not released", "norms", "        __threadfence();\n        is_last", "        is_last"),
+        ("norms.cuh", "totals not acquired", "norms", "return false;\n    __threadfence();", "return false;"),
+        ("norms.cuh", "one block too early", "norms", "gridDim.x - 1) == gridDim.x - 1", "gridDim.x - 1) == gridDim.x - 2"),
+        ("norms.cuh", "NaN lost in the largest", "norms", "return b > a || is_nan(b) ? b : a;", "return b > a ? b : a;"),
+        ("norms.cuh", "the usual entries beside large ones", "norms",
+         "sqrt(fma_(at[0] * LARGE_FACTOR, LARGE_FACTOR, at[1]))", "sqrt(at[1])"),
+        ("norms.cuh", "the coefficient without its 1e-6", "clip", "limit / (norm + 1e-6)", "limit / norm"),
+        ("norms.cuh", "no limit taken for a limit", "AdamW", "limit < 0 || coefficient >= 1", "coefficient >= 1"),
+        ("norm.cu", "half of a vector not added up", "norms", "int apart = VECTOR / 2;", "int apart = VECTOR / 4;"),
+        ("norm.cu", "scaled twice", "adam", "limit) * unscale;", "limit) * unscale * unscale;"),
+        ("health.cu", "NaN left in the largest", "health", "        largest = 0;\n", ""),
+        ("health.cu", "NaN counted as infinite", "health", "beyond - nan", "beyond"),
+        ("health.cu", "subnormal numbers flushed", "health", "sizeof(real_t) == 4 && bits < NORMAL", "false"),
+        ("clip.cu", "the first tensor's coefficient for all", "clip", "coefficients[each ? chunk.tensor : 0]",
+         "coefficients[0]"),
+        ("clip.cu", "NaN clamped", "clip", "maximum(x[0], low)", "maximum(low, x[0])"),
+        ("step.cuh", "the coefficient twice", "Adam",
+         "control[0] * result.at[0]", "control[0] * (control[0] * result.at[0])"),
+        ("step.cuh", "the decision read before it is made", "Adam",
+         "    __syncthreads();\n    if (!goes_on) return;", "    if (!goes_on) return;"),
+        ("step.cuh", "a skipped step counted", "Adam", "    if (!goes_on) return;\n", ""),
+        ("step.cuh", "the step before", "Adam", "step = ++state.steps[number]", "step = state.steps[number]++"),
+        ("adam.cu", "the gradient not squared", "adam", "g * (g * r2)", "g * r2"),
+        ("adam.cu", "NaN lost in AMSGrad's maximum", "amsgrad", "used > x[MOST] || is_nan(used)", "used > x[MOST]"),
+        ("sgd.cu", "dampening in the first step", "SGD", "step == 1 ? 1 : 1 - of[4]", "1 - of[4]"),
+        ("sgd.cu", "Nesterov's look ahead from the buffer", "sgd", "fma_(b, mu, g) : b", "fma_(b, mu, b) : b"),
+        ("rmsprop.cu", "a variance below 0", "rmsprop",
+         "maximum(fma_(-mean, mean, variance), real_t(0))", "fma_(-mean, mean, variance)"),
+        ("rmsprop.cu", "eps inside of the root", "rmsprop", "sqrt_(variance) + e", "sqrt_(variance + e)"),
+        ("lstm_gates.cuh", "tanh' of c left out", "LSTM", "fma_(-tanh_c, tanh_c, real_t(1))", "real_t(1)"),
+        ("lstm_gates.cuh", "c's gradient past the forget gate", "LSTM", "dc = all * f;", "dc = all;"),
+        ("lstm.cu", "gradients of padding not written", "LSTM",
+         "for (int k = 0; k < 4; ++k) write<W>(dgates + at + k * hidden, Reals<W>{});", "for (;false;);"),
+        ("lstm.cu", "the gradient of h added twice", "LSTM", "if (lengths) write<W>(dh + cell.at, Reals<W>{});", ""),
+        ("lstm.cu", "c not kept past the end", "LSTM", "write<W>(c + cell.now, read<W>(c + cell.before));", ""),
+        ("recurrent.cuh", "the state before, in reverse", "LSTM reverse",
+         "before = (t + (reverse ? 1 : 0))", "before = t"),
+        ("recurrent.cuh", "a step too many", "GRU", "t < lengths[b]", "t <= lengths[b]"),
+        ("recurrent.cuh", "a cell too many", "GRU", "any = index < batch * across", "any = index <= batch * across"),
+        ("recurrent.cuh", "one of two biases", "GRU", "one.at[w] + two.at[w]", "one.at[w]"),
+        ("recurrent.cu", "a step of padding left", "LSTM", "t < lengths[row - t * batch]", "t <= lengths[row - t * batch]"),
+        ("recurrent.cu", "a row too many", "LSTM", "if (row >= rows) break;", "if (row > rows) break;"),
+        ("gru_gates.cuh", "tanh' left out", "GRU", "fma_(-n, n, real_t(1))", "real_t(1)"),
+        ("gru.cu", "the reset gate past its product", "GRU", "k < 2 ? values[k] : dinner", "values[k]"),
+        ("gru_reset_before.cu", "the gradient of h not added to", "GRU reset before",
+         "fma_(d.at[w], r.at[w], dh_now.at[w])", "d.at[w] * r.at[w]"),
+        ("gru_reset_before.cu", "padding left in the product", "GRU reset before",
+         "return write<W>(kept, Reals<W>{});", "return;"),
+    )
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def sources(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, str], str]) -> Iterator[None]:
+    """Let kernels be made from changed sources, then again from those in the files."""
+    read = cuda._file
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "_file", lambda name: change(name, read(name)))
+        for kernel in cuda.declared:
+            patch.setattr(kernel, "_functions", {})
+        patch.setattr(emulated.DEVICE, "_modules", {})
+        patch.setattr(emulated.DEVICE, "shared_memory", 16 << 10)  # so that rows of 7001 do not fit
+        cuda.variant_text.cache_clear()
+        try:
+            yield
+        finally:
+            cuda.variant_text.cache_clear()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_case_passes(monkeypatch, case):
+    with sources(monkeypatch, lambda name, text: text):
+        CASES[case]()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.what}")
+def test_a_mutant_is_caught(monkeypatch, mutant):
+    from devtools.cuda_on_cpu import LaunchError
+
+    assert cuda._file(mutant.file).count(mutant.text) == 1, "the text to be replaced must be there once"
+
+    def change(name: str, text: str) -> str:
+        return text.replace(mutant.text, mutant.other) if name == mutant.file else text
+
+    with sources(monkeypatch, change), pytest.raises((LaunchError, AssertionError)):
+        CASES[mutant.case]()
