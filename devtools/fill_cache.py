@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fastgrad.kernels
-from fastgrad.activations import KINDS
 from fastgrad.kernels import cuda
+
+from fastgrad.activations import KINDS
 
 FLAGS = dict.fromkeys(("amsgrad", "centered", "coupled", "decay", "momentum", "nesterov"), (0, 1))
 VALUES: dict[str, tuple[object, ...]] = {**FLAGS, "kind": tuple(KINDS), "ord": (0, 1, 2)}

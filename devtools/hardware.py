@@ -337,7 +337,9 @@ class Run:
             cases = len(results) - results.count("SKIPPED")
             if cases or failed:
                 by_file[stem] = {"cases": cases, "failed": failed}
-        names = [name for one in ran.values() for name, result in one["results"].items() if result in ("FAILED", "ERROR")]
+        names = [
+            name for one in ran.values() for name, result in one["results"].items() if result in ("FAILED", "ERROR")
+        ]
         totals["failures"] = sorted(names)[:100]
         totals["trouble"] = {stem: one["trouble"] for stem, one in ran.items() if one["trouble"]}
         totals["seconds"] = {stem: one["seconds"] for stem, one in ran.items()}

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
 def runs_on_a_device(item):
     """Say whether a test runs on the device that was chosen; a module that imports the emulation runs on that."""
     fixtures = ("backend", "device", "on_device", "trainer_backend")
-    params = getattr(item, "callspec", None) and item.callspec.params or {}
+    params = (getattr(item, "callspec", None) and item.callspec.params) or {}
     chosen = [params.get(name) for name in fixtures]
     return "emulated" in chosen or ("gpu" in chosen and not hasattr(item.module, "emulated"))
 
