@@ -14,6 +14,7 @@ torch computes in full float32 (no TF32), as fastgrad does.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import math
@@ -38,12 +39,16 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One row. bytes, flops: what a call must move and compute; runs: who does it, `fastgrad` first."""
+    """One row. bytes, flops: what a call must move and compute; runs: who does it, `fastgrad` first.
+
+    results: where the result of a run is found after it, other than in what it returns
+    """
 
     name: str
     bytes: int
     flops: int
     runs: dict[str, Run]
+    results: dict[str, Run] = field(default_factory=dict)
 
 
 @dataclass
@@ -107,13 +112,18 @@ class Bench:
         end.synchronize()
         return self.xp.cuda.get_elapsed_time(begin, end) / calls
 
-    def by_turns(self, runs: dict[str, Run], turns: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Return each contestant's median time, and who failed with what."""
+    def by_turns(self, case: Case, turns: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Return each contestant's median time, and who failed with what; who computes something else is not timed."""
         failed: dict[str, str] = {}
         calls: dict[str, int] = {}
+        runs, expected = case.runs, None
         for name, run in runs.items():
             try:
-                run()
+                returned = run()
+                result = sampled(case.results[name]() if name in case.results else returned)
+                del returned
+                expected = result if expected is None else expected
+                check_same(expected, result)
                 self.synchronize()
                 first = self.milliseconds(run, 2)
             except Exception as error:  # one contestant must not cost the record
@@ -127,6 +137,33 @@ class Bench:
                 name = names[(turn + k) % len(names)]
                 times[name].append(self.milliseconds(runs[name], calls[name]))
         return {name: statistics.median(ms) for name, ms in times.items()}, failed
+
+
+def sampled(result: Any) -> list[np.ndarray]:
+    """Return numbers of a result, 100,000 or so of each array, in host memory."""
+    if result is None:
+        return []
+    if isinstance(result, list | tuple):
+        return [part for entry in result for part in sampled(entry)]
+    if hasattr(result, "detach"):
+        result = result.detach()
+    if hasattr(result, "reshape") and result.shape:
+        flat = result.reshape(-1)
+        result = flat[:: max(1, flat.shape[0] // 100_003)]
+    if hasattr(result, "get"):
+        result = result.get()
+    elif hasattr(result, "cpu"):
+        result = result.cpu().numpy()
+    return [np.asarray(result, np.float64)]
+
+
+def check_same(expected: list[np.ndarray], found: list[np.ndarray], tolerance: float = 2e-3) -> None:
+    """Raise ArithmeticError where a contestant computes something else than the first one; loose, for float32."""
+    for k, (one, other) in enumerate(zip(expected, found, strict=True)):
+        largest = np.abs(one).max(initial=0.0)
+        difference = np.abs(one - other).max(initial=0.0) if one.shape == other.shape else math.inf
+        if not difference <= tolerance * largest:
+            raise ArithmeticError(f"result {k} is another: off by {difference:.3g} where the largest is {largest:.3g}")
 
 
 def _torch(rehearse: bool) -> Any:
@@ -158,16 +195,16 @@ def ceilings(b: Bench) -> dict[str, float]:
     out = b.xp.empty((side, side), np.float32)
     tiny = b.xp.ones(64, np.float32)
     sink = b.xp.empty(64, np.float32)
-    ms, failed = b.by_turns(
-        {
-            "copy": copy,
-            "product": lambda: b.xp.matmul(x, y, out=out),
-            "launch": lambda: fastgrad.activation(tiny, "relu", out=sink),
-        },
-        5,
-    )
-    if failed:
-        raise RuntimeError(f"the limits of the device can't be measured: {failed}")
+    ms: dict[str, float] = {}
+    for name, run in {
+        "copy": copy,
+        "product": lambda: b.xp.matmul(x, y, out=out),
+        "launch": lambda: fastgrad.activation(tiny, "relu", out=sink),
+    }.items():
+        times, failed = b.by_turns(Case(name, 0, 0, {name: run}), 5)
+        if failed:
+            raise RuntimeError(f"the limits of the device can't be measured: {failed}")
+        ms |= times
     return {
         "copy_GBps": 8 * n / ms["copy"] * 1e-6,
         "product_TFLOPs": 2 * side**3 / ms["product"] * 1e-9,
@@ -222,7 +259,10 @@ def adam(b: Bench, label: str, shapes: Sequence[Shape], max_norm: float | None) 
         fastgrad.adam_step(p1, g1, m1, v1, step=state["step"], max_norm=max_norm)
 
     runs["fastgrad, the function"] = function
-    runs[CUPY] = _cupy_adam(b, *arrays(), max_norm)
+    results: dict[str, Run] = {FASTGRAD: lambda: p, "fastgrad, the function": lambda: p1}
+    naive = arrays()
+    runs[CUPY] = _cupy_adam(b, *naive, max_norm)
+    results[CUPY] = lambda: naive[0]
     if b.torch:
         for variant in ("fused", "foreach"):
             parameters = [b.torch.nn.Parameter(b.tensor(a)) for a in hosts[0]]
@@ -236,10 +276,10 @@ def adam(b: Bench, label: str, shapes: Sequence[Shape], max_norm: float | None) 
                 own.step()
 
             runs[f"torch {variant}"] = step
+            results[f"torch {variant}"] = lambda parameters=parameters: parameters
     size = count(shapes)
-    return Case(
-        f"{'clip + ' if max_norm is not None else ''}Adam, {label}", (28 if max_norm is None else 32) * size, 0, runs
-    )
+    name = f"{'clip + ' if max_norm is not None else ''}Adam, {label}"
+    return Case(name, (28 if max_norm is None else 32) * size, 0, runs, results)
 
 
 def norm(b: Bench, label: str, shapes: Sequence[Shape]) -> Case:
@@ -296,13 +336,14 @@ def activation_backward(b: Bench, kind: str, bias: bool) -> Case:
         if backward is not None:
             runs["torch"] = lambda: backward(tdy, tx).sum(0) if bias else backward(tdy, tx)
     name = f"activation backward{' with bias gradient' if bias else ''}, {kind}, {rows} x {columns}"
-    return Case(name, 12 * rows * columns, 0, runs)
+    return Case(name, 12 * rows * columns, 0, runs, {FASTGRAD: lambda: total} if bias else {})
 
 
 def cross_entropy(b: Bench) -> Case:
     rows, classes = (8, 40) if b.small else (8192, 50257)
     host, targets = normal(1, rows, classes), np.random.default_rng(2).integers(0, classes, rows)
     logits, labels, out = b.array(host), b.array(targets), b.xp.empty((rows, classes), np.float32)
+    results: dict[str, Run] = {FASTGRAD: lambda: out}
     runs: dict[str, Run] = {FASTGRAD: lambda: fastgrad.softmax_cross_entropy(logits, labels, out=out)}
     if b.torch:
         t, y = b.tensor(host).requires_grad_(), b.tensor(targets)
@@ -312,7 +353,8 @@ def cross_entropy(b: Bench) -> Case:
             b.torch.nn.functional.cross_entropy(t, y).backward()
 
         runs["torch"] = run
-    return Case(f"softmax cross-entropy with its gradient, {rows} x {classes}", 8 * rows * classes, 0, runs)
+        results["torch"] = lambda: t.grad
+    return Case(f"softmax cross-entropy with its gradient, {rows} x {classes}", 8 * rows * classes, 0, runs, results)
 
 
 def _cupy_lstm(b: Bench, x: Any, w: Any, u: Any, bias: Any, H: int) -> Run:
@@ -354,6 +396,18 @@ def _cupy_lstm(b: Bench, x: Any, w: Any, u: Any, bias: Any, H: int) -> Run:
     return run
 
 
+def _by_way(way: str, run: Run) -> object:
+    """Run with one way through the steps of a recurrent layer; see kernels/recurrent_gpu.py."""
+    from fastgrad.kernels import recurrent_gpu
+
+    before = recurrent_gpu.method()
+    recurrent_gpu.set_method(way)
+    try:
+        return run()
+    finally:
+        recurrent_gpu.set_method(before)
+
+
 def recurrent(b: Bench, cell: str, T: int, B: int, I: int, H: int) -> Case:  # noqa: E741 - the letters of the field
     if b.small:
         T, B, I, H = 3, 2, 8, 8  # noqa: E741
@@ -369,13 +423,19 @@ def recurrent(b: Bench, cell: str, T: int, B: int, I: int, H: int) -> Case:  # n
 
     def run() -> object:
         *_, saved = forward(x, *states, w, u, bi, bh)
-        return backward(dy, *states, saved)
+        return backward(dy, *states, saved).dweight_ih
 
     runs: dict[str, Run] = {FASTGRAD: run}
+    results: dict[str, Run] = {}
+    for way in () if b.small else ("stepwise", "persistent"):
+        runs[f"fastgrad {way}"] = functools.partial(_by_way, way, run)
     if cell == "lstm" and not b.small:
         runs[CUPY] = _cupy_lstm(b, x, w, u, bi + bh, H)
     if b.torch:
         layer = getattr(b.torch.nn, cell.upper())(I, H).to(b.device)
+        with b.torch.no_grad():
+            for parameter, host in zip(layer.parameters(), hosts, strict=True):
+                parameter.copy_(b.tensor(host))
         tx, ty = b.tensor(host_x).requires_grad_(), b.tensor(np.ones((T, B, H), np.float32))
 
         def torch_run() -> None:
@@ -384,10 +444,11 @@ def recurrent(b: Bench, cell: str, T: int, B: int, I: int, H: int) -> Case:  # n
             layer(tx)[0].backward(ty)
 
         runs["torch (cuDNN)"] = torch_run
+        results["torch (cuDNN)"] = lambda: layer.weight_ih_l0.grad
     flops = 3 * 2 * T * B * gates * H * (I + H)
     size = T * B
     moved = 4 * (size * (2 * I + 2 * H) + 3 * gates * H * (I + H) + 2 * 2 * size * (gates + 2) * H)
-    return Case(f"{cell.upper()} forward + backward, (T, B, I, H) = ({T}, {B}, {I}, {H})", moved, flops, runs)
+    return Case(f"{cell.upper()} forward + backward, (T, B, I, H) = ({T}, {B}, {I}, {H})", moved, flops, runs, results)
 
 
 SEQUENCES = [
@@ -417,33 +478,42 @@ def cases(b: Bench) -> Iterator[tuple[str, Callable[[], Case]]]:
     yield "cross entropy", lambda: cross_entropy(b)
 
 
-def measure(b: Bench, only: str, turns: int, seconds: float, say: Callable[[Row], None]) -> dict[str, Any]:
-    """Return the ceilings and a row for each case, as many as the seconds allow."""
+def measure(
+    b: Bench, only: str, turns: int, seconds: float, say: Callable[[Row], None], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Return the ceilings and a row for each case, as many as the seconds allow; `keep` gets what there is so far."""
     start = time.monotonic()
     limits = ceilings(b)
-    rows, left_out = [], []
+    rows: list[Row] = []
+    left_out: list[str] = []
+
+    def found() -> dict[str, Any]:
+        return {"ceilings": limits, "rows": [asdict(row) for row in rows], "left_out": left_out}
+
     for label, build in cases(b):
         if only and only.lower() not in label.lower():
             continue
         if time.monotonic() - start > seconds:
             left_out.append(label)
             continue
+        case: Case | None = None
         try:
             case = build()
             row = Row(case.name, case.bytes, case.flops)
-            row.milliseconds, row.failed = b.by_turns(case.runs, turns)
+            row.milliseconds, row.failed = b.by_turns(case, turns)
             row.limit = max(case.bytes / limits["copy_GBps"] * 1e-6, case.flops / limits["product_TFLOPs"] * 1e-9)
         except Exception as error:
             row = Row(label, 0, 0, failed={"all": f"{type(error).__name__}: {error}"[:400]})
         rows.append(row)
         say(row)
-        del build
+        keep(found())
+        case = None
         gc.collect()
         if not b.small:
             b.xp.get_default_memory_pool().free_all_blocks()
             if b.torch:
                 b.torch.cuda.empty_cache()
-    return {"ceilings": limits, "rows": [asdict(row) for row in rows], "left_out": left_out}
+    return found()
 
 
 def line(row: Row) -> str:
@@ -463,10 +533,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     b = Bench(arguments.rehearse)
-    result = measure(b, arguments.only, arguments.turns, arguments.seconds, lambda row: print(line(row), flush=True))
+
+    def keep(found: dict[str, Any]) -> None:
+        if arguments.json:
+            # NaN is no JSON: of a row that failed whole.
+            text = json.dumps(found, indent=1).replace("NaN", "null")
+            partial = arguments.json.with_suffix(".partial")
+            partial.write_text(text)
+            partial.replace(arguments.json)
+
+    result = measure(
+        b, arguments.only, arguments.turns, arguments.seconds, lambda row: print(line(row), flush=True), keep
+    )
     print(result["ceilings"], *(f"left out: {label}" for label in result["left_out"]), sep="\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+    keep(result)
 
 
 if __name__ == "__main__":

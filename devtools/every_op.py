@@ -2,6 +2,7 @@
 
     compute-sanitizer --tool memcheck python -m devtools.every_op
     python -m devtools.every_op --emulated      the same on the CPU
+    python -m devtools.every_op --only float32  one dtype
 
 Each array is an allocation of its own (no pool), so that an access beyond its end is one.
 """
@@ -115,8 +116,11 @@ def every_op(xp: Any, dtype: type) -> int:
 
 def main() -> None:
     emulated = "--emulated" in sys.argv[1:]
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     xp = array_module(emulated)
     for dtype in (np.float32, np.float64):
+        if only not in np.dtype(dtype).name:
+            continue
         print(f"{np.dtype(dtype).name}: {every_op(xp, dtype)} calls", flush=True)
     if not emulated:
         xp.cuda.Device().synchronize()

@@ -12,19 +12,26 @@ is the one that ran; `stale` where it has changed; `never run` where no record n
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import xml.etree.ElementTree as ElementTree
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +45,17 @@ SCHEMA = 1
 TESTS = {
     "column_sums": ("test_activation", "test_linear"),
     "clip": ("test_clip",),
+    "embedding": ("test_linear", "test_layers"),
     "matmul": ("test_matmul",),
+    "recurrent": ("test_lstm", "test_gru"),
+    "lstm_persistent": ("test_lstm", "test_on_a_gpu"),
+    "gru_persistent": ("test_gru", "test_on_a_gpu"),
+    "gru_reset_before": ("test_gru",),
+    "lstm": ("test_lstm", "test_on_a_gpu"),
+    "gru": ("test_gru", "test_on_a_gpu"),
+    "loss": ("test_mse", "test_cross_entropy"),
 }
+SANITIZERS = ("memcheck", "racecheck")
 
 
 # --- the sources
@@ -85,6 +101,10 @@ def read(path: Path) -> dict[str, Any]:
     for stem, kernel in record["kernels"].items():
         if kernel["failed"]:
             raise BadRecord(f"{path.name}: {kernel['failed']} of {kernel['cases']} cases of {stem}.cu failed")
+    if record.get("trouble"):
+        raise BadRecord(f"{path.name}: not complete: {', '.join(record['trouble'])} broke off")
+    if not record["ceilings"]:
+        raise BadRecord(f"{path.name}: not complete: nothing was measured")
     for tool, result in record["sanitizer"].items():
         if result not in ("clean", "not available"):
             raise BadRecord(f"{path.name}: compute-sanitizer {tool}: {result}")
@@ -165,101 +185,208 @@ def write_readme() -> bool:
 
 # --- running
 
+# A line of pytest -v: the test, which is printed when it begins, and its result. A test that prints nothing for STALL
+# seconds hangs, most likely in a kernel.
+TEST = re.compile(r"^(tests/[^:\s]+::.*?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$", re.MULTILINE)
+STALL = 60.0
+PROCESSES = 6
+ATTEMPTS = 8  # at a test file: as many of its tests may crash or hang, and the others are run
+
 
 class Run:
     """One run on a device: everything it learns, and the seconds it has left."""
 
     def __init__(self, out: Path, minutes: float, rehearse: bool) -> None:
-        self.out, self.rehearse = out, rehearse
+        self.out, self.rehearse, self.root = out, rehearse, ROOT
+        self.logs = Path(tempfile.mkdtemp(prefix="fastgrad-logs-"))
         self.deadline = time.monotonic() + 60 * minutes
         self.out.mkdir(parents=True, exist_ok=True)
-        self.environment = {**os.environ, "FASTGRAD_TEST_BACKENDS": "emulated" if rehearse else "gpu"}
+        self.environment = {
+            **os.environ,
+            "FASTGRAD_TEST_BACKENDS": "emulated" if rehearse else "gpu",
+            "FASTGRAD_TEST_DEVICES_ONLY": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def write_logs(self) -> None:
+        """Put all logs into one file, the latest last: few files come back from a machine that is lent."""
+        logs = sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        parts = [f"===== {path.stem}\n{path.read_text(errors='replace')[-400_000:]}" for path in logs]
+        (self.out / "logs.txt").write_text("\n".join(parts)[-12_000_000:])
 
     def left(self, most: float) -> float:
         """Return at most so many seconds, less where the run has fewer."""
         return max(1.0, min(most, self.deadline - time.monotonic()))
 
-    def command(self, log: str, *command: str, seconds: float) -> int:
-        """Run a command from the root of the tree, its output in a file of `out`; 124 where it takes too long."""
-        print(f"-- {log}: {' '.join(command)}", flush=True)
+    def command(
+        self, log: str, *command: str, seconds: float, stall: float = math.inf, extra: dict[str, str] | None = None
+    ) -> int:
+        """Run a command from the root of the tree, its output in a log; 124 where it takes too long.
+
+        stall : seconds without output after which it hangs
+        """
         start = time.monotonic()
-        with (self.out / f"{log}.log").open("w") as file:
-            try:
-                code = subprocess.run(
-                    command, cwd=ROOT, env=self.environment, stdout=file, stderr=subprocess.STDOUT,
-                    timeout=self.left(seconds),
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired:
-                code = 124
-        tail = (self.out / f"{log}.log").read_text().strip().splitlines()[-3:]
-        print(f"   {code} after {time.monotonic() - start:.0f} s", *tail, sep="\n   ", flush=True)
+        path = self.logs / f"{log}.log"
+        with path.open("w") as file:
+            # A session of its own: what it has started is ended with it. An orphan would go on to keep the GPU busy.
+            process = subprocess.Popen(
+                command, cwd=self.root, env={**self.environment, **(extra or {})}, stdout=file, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            end = start + self.left(seconds)
+            size, changed = 0, start
+            while True:
+                try:
+                    code = process.wait(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    now = time.monotonic()
+                    if path.stat().st_size != size:
+                        size, changed = path.stat().st_size, now
+                    if now > end or now - changed > stall:
+                        code = 124
+                        with contextlib.suppress(ProcessLookupError):
+                            os.killpg(process.pid, signal.SIGKILL)
+                        process.wait()
+                        break
+        tail = path.read_text(errors="replace").strip().splitlines()[-3:]
+        said = [f"-- {log}: {' '.join(command)}", f"{code} after {time.monotonic() - start:.0f} s", *tail]
+        print("\n   ".join(said), flush=True)
         return code
 
     def make_importable(self) -> None:
-        """Let this tree be imported as fastgrad where it is not installed: nothing can be fetched or built there."""
-        found = importlib.util.find_spec("fastgrad")
-        if found is not None and found.origin and Path(found.origin).resolve().is_relative_to(ROOT / "fastgrad"):
+        """Let this tree be imported as fastgrad where it is not installed: nothing can be fetched or built there.
+
+        An installed fastgrad has the folder kernels/ inside of it. A copy of the tree that has it there is where all
+        commands run: what is imported from the working directory comes before PYTHONPATH.
+        """
+        if importlib.util.find_spec("fastgrad") and importlib.util.find_spec("fastgrad.kernels"):
             return
         place = Path(tempfile.mkdtemp(prefix="fastgrad-"))
-        shutil.copytree(ROOT / "fastgrad", place / "fastgrad")
+        for name in ("bench", "devtools", "fastgrad", "kernels", "tests"):
+            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in filter(Path.is_file, ROOT.iterdir()):
+            shutil.copy(path, place)
         shutil.copytree(ROOT / "kernels", place / "fastgrad" / "kernels")
-        self.environment["PYTHONPATH"] = os.pathsep.join([str(place), self.environment.get("PYTHONPATH", "")])
+        self.root = place
+        for name in [name for name in sys.modules if name.partition(".")[0] == "fastgrad"]:
+            del sys.modules[name]
         sys.path.insert(0, str(place))
 
-    def tests(self) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
-        """Run the tests on the device; return the totals, and cases and failures by test file."""
-        report = self.out / "tests.xml"
-        workers = ["-n", str(min(6, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-        chosen = ["tests/test_activation.py", "-k", "relu6 and float32"] if self.rehearse else ["tests"]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, f"--junitxml={report}"]
-        code = self.command("tests", *command, *chosen, seconds=240)
-        totals = {"passed": 0, "failed": 0, "skipped": 0, "exit": code}
+    def compile_all(self) -> str:
+        """Fill CuPy's cache on the disk with every kernel, by many processes; say what came of it."""
+        if self.rehearse:
+            return "not needed"
+        code = self.command("compile", sys.executable, "-m", "devtools.fill_cache", seconds=90)
+        return (self.logs / "compile.log").read_text(errors="replace").strip().splitlines()[-1:][0] if not code else (
+            f"exit {code}, see compile.log"
+        )  # fmt: skip
+
+    def test_file(self, file: Path, until: float) -> dict[str, Any]:
+        """Run the tests of a file, each once, whichever of them crash; return the result of each and the trouble."""
+        results: dict[str, str] = {}
+        trouble: list[str] = []
+        after = ""
+        start = time.monotonic()
+        for attempt in range(ATTEMPTS):
+            seconds = until - time.monotonic()
+            if seconds < 5:
+                trouble.append("no time left")
+                break
+            log = f"{file.stem}.{attempt}" if attempt else file.stem
+            code = self.command(
+                log, sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist",
+                "--color=no", *(["-k", "relu6 and float32"] if self.rehearse else []), f"tests/{file.name}",
+                seconds=seconds, stall=STALL, extra={"FASTGRAD_TEST_AFTER": after},
+            )  # fmt: skip
+            text = (self.logs / f"{log}.log").read_text(errors="replace")
+            begun, found = last_begun(text), outcomes(text)
+            results.update(found)
+            if code in (0, 1, 5):
+                break
+            lost = re.search(r"the GPU can't be used any more after (tests/\S+::.*?): (.*)", text)
+            culprit = lost[1] if lost else begun
+            if not culprit:
+                trouble.append(f"exit {code} before any test")
+                break
+            results[culprit] = "FAILED"
+            trouble.append(f"{culprit}: {lost[2] if lost else 'hung' if code == 124 else f'exit {code}'}")
+            after = culprit
+        else:
+            trouble.append(f"given up after {ATTEMPTS} crashes")
+        return {"results": results, "trouble": trouble, "seconds": round(time.monotonic() - start, 1)}
+
+    def tests(self, seconds: float) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+        """Run the tests on the device, a process for each file; return the totals, and cases and failures by file."""
+        files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
+        if self.rehearse:
+            files = [ROOT / "tests" / "test_activation.py"]
+        until = time.monotonic() + self.left(seconds)
+        with concurrent.futures.ThreadPoolExecutor(min(PROCESSES, os.cpu_count() or 1)) as pool:
+            ran = dict(zip([f.stem for f in files], pool.map(lambda f: self.test_file(f, until), files), strict=True))
+        totals: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0}
         by_file: dict[str, dict[str, int]] = {}
-        if report.exists():
-            for case in ElementTree.parse(report).getroot().iter("testcase"):
-                kinds = {child.tag for child in case}
-                result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-                totals[result] += 1
-                file = case.get("classname", "").split(".")
-                stem = next((part for part in file if part.startswith("test_")), "other")
-                on_device = "[" in case.get("name", "") and ("gpu" in case.get("name", "") or self.rehearse)
-                if on_device and result != "skipped":
-                    entry = by_file.setdefault(stem, {"cases": 0, "failed": 0})
-                    entry["cases"] += 1
-                    entry["failed"] += result == "failed"
-        if code not in (0, 1):
-            totals["failed"] += 1  # a run that broke off has not passed
+        for stem, one in ran.items():
+            results = list(one["results"].values())
+            failed = results.count("FAILED") + results.count("ERROR") + results.count("XPASS")
+            # What broke off or was not reached has not passed.
+            failed += sum(text.startswith(("no time", "exit", "given up")) for text in one["trouble"])
+            totals["failed"] += failed
+            totals["passed"] += results.count("PASSED")
+            totals["skipped"] += results.count("SKIPPED") + results.count("XFAIL")
+            cases = len(results) - results.count("SKIPPED")
+            if cases or failed:
+                by_file[stem] = {"cases": cases, "failed": failed}
+        names = [
+            name for one in ran.values() for name, result in one["results"].items() if result in ("FAILED", "ERROR")
+        ]
+        totals["failures"] = sorted(names)[:100]
+        totals["trouble"] = {stem: one["trouble"] for stem, one in ran.items() if one["trouble"]}
+        totals["seconds"] = {stem: one["seconds"] for stem, one in ran.items()}
         return totals, by_file
 
-    def sanitizer(self) -> dict[str, str]:
+    def sanitizer(self, tool: str, seconds: float) -> str:
         """Run each operation once under compute-sanitizer; "clean", or the last line of what it says."""
-        found = shutil.which("compute-sanitizer") or next(
-            (p for p in ("/usr/local/cuda/bin/compute-sanitizer",) if Path(p).exists()), None
-        )
-        results = {}
-        for tool in ("memcheck", "racecheck"):
-            if found is None or self.rehearse:
-                results[tool] = "not available"
-                continue
-            code = self.command(
-                tool, found, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "devtools.every_op",
-                seconds=75,
-            )  # fmt: skip
-            text = (self.out / f"{tool}.log").read_text().strip().splitlines()
-            results[tool] = "clean" if code == 0 else f"exit {code}: {text[-1] if text else ''}"
-        return results
+        place = Path("/usr/local/cuda/bin/compute-sanitizer")
+        found = shutil.which("compute-sanitizer") or (str(place) if place.exists() else None)
+        if found is None or self.rehearse:
+            return "not available"
+        # Our kernels only: cuBLAS's and CuPy's take most of the time. And no errors of the API: CuPy asks a device for
+        # attributes that it does not have, and minds the answer.
+        code = self.command(
+            tool, found, "--tool", tool, "--kernel-regex", "kns=fg_", "--report-api-errors", "no", "--print-limit",
+            "20", "--error-exitcode", "9", sys.executable, "-m", "devtools.every_op", "--only", "float32",
+            seconds=seconds,
+        )  # fmt: skip
+        text = (self.logs / f"{tool}.log").read_text(errors="replace").strip().splitlines()
+        return "clean" if code == 0 else f"exit {code}: {text[-1] if text else ''}"
 
-    def benchmarks(self) -> dict[str, Any]:
-        """Return the ceilings and rows of bench/gpu.py."""
-        path = self.out / "rows.log"
+    def benchmarks(self, seconds: float) -> dict[str, Any]:
+        """Return the ceilings and rows of bench/gpu.py, as far as it came."""
+        path = self.logs / "rows.json"
         path.unlink(missing_ok=True)
-        seconds = self.left(200)
+        seconds = self.left(seconds)
         extra = ["--rehearse", "--turns", "1", "--only", "activation relu"] if self.rehearse else []
         command = [sys.executable, "bench/gpu.py", "--json", str(path), "--seconds", str(round(seconds - 30)), *extra]
         self.command("benchmarks", *command, seconds=seconds)
         if not path.exists():
             return {"ceilings": {}, "rows": [], "left_out": ["all"]}
         return json.loads(path.read_text())
+
+
+def outcomes(text: str) -> dict[str, str]:
+    """Return the result of each test in the output of pytest -v; an error beats what came before it."""
+    found: dict[str, str] = {}
+    for name, result in TEST.findall(text):
+        if result and found.get(name) not in ("FAILED", "ERROR"):
+            found[name] = result
+    return found
+
+
+def last_begun(text: str) -> str | None:
+    """Return the last test in the output of pytest -v if it has no result."""
+    found = TEST.findall(text.partition("\n=====")[0] if "\n=====" in text[200:] else text)
+    return found[-1][0].strip() if found and not found[-1][1] else None
 
 
 def _device(rehearse: bool) -> tuple[dict[str, Any], dict[str, str]]:
@@ -281,48 +408,82 @@ def _device(rehearse: bool) -> tuple[dict[str, Any], dict[str, str]]:
         versions["cudnn"] = str(torch.backends.cudnn.version())
     except ImportError:
         pass
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    )
+    asked = ""
+    with contextlib.suppress(OSError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
     return {
         "name": properties["name"].decode(),
         "compute": f"{properties['major']}.{properties['minor']}",
         "multiprocessors": properties["multiProcessorCount"],
-        "driver": asked.stdout.strip() or str(runtime.driverGetVersion()),
+        "driver": asked or str(runtime.driverGetVersion()),
     }, versions
 
 
 def run(out: Path, commit: str, dirty: bool, minutes: float, rehearse: bool) -> Path:
-    """Test, check and measure on this machine's GPU, and write the record; return its path."""
+    """Test, check and measure on this machine's GPU, and write the record; return its path.
+
+    The record is written anew after each part. A part that fails leaves its trouble in it, and the others go on.
+    """
     this = Run(out, minutes, rehearse)
-    this.make_importable()
-    device, versions = _device(rehearse)
-    totals, by_file = this.tests()
-    sanitizer = this.sanitizer()
-    measured = this.benchmarks()
-    kernels = {}
-    for stem, key in source_keys().items():
-        entries = [by_file[name] for name in TESTS.get(stem, (f"test_{stem}",)) if name in by_file]
-        kernels[stem] = {
-            "source": key,
-            "cases": sum(e["cases"] for e in entries),
-            "failed": sum(e["failed"] for e in entries),
-        }
-    record = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "dirty": dirty,
-        "device": device,
-        "versions": versions,
-        "tests": totals,
-        "sanitizer": sanitizer,
-        "kernels": kernels,
-        **measured,
+        "device": {"name": "unknown", "driver": "unknown", "compute": "0", "multiprocessors": 0},
+        "versions": {},
+        "tests": {"passed": 0, "failed": 0, "skipped": 0},
+        "sanitizer": {},
+        "kernels": {},
+        "ceilings": {},
+        "rows": [],
+        "left_out": [],
+        "trouble": {},
     }
-    path = out / f"{re.sub('[^a-z0-9]+', '-', device['name'].lower()).strip('-')}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+
+    writing = threading.Lock()
+
+    def path() -> Path:
+        return out / f"{re.sub('[^a-z0-9]+', '-', record['device']['name'].lower()).strip('-')}.json"
+
+    def part(name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            record["trouble"][name] = traceback.format_exc()[-2000:]
+            print(record["trouble"][name], flush=True)
+        with writing:
+            path().write_text(json.dumps(record, indent=1) + "\n")
+            this.write_logs()
+
+    def device() -> None:
+        record["device"], record["versions"] = _device(rehearse)
+
+    def tests() -> None:
+        totals, by_file = this.tests(270)
+        record["tests"] = totals
+        for stem, key in source_keys().items():
+            entries = [by_file[name] for name in TESTS.get(stem, (f"test_{stem}",)) if name in by_file]
+            cases, failed = (sum(entry[what] for entry in entries) for what in ("cases", "failed"))
+            record["kernels"][stem] = {"source": key, "cases": cases, "failed": failed}
+
+    def sanitizer(tool: str) -> None:
+        record["sanitizer"][tool] = this.sanitizer(tool, 270)
+
+    def checks() -> None:
+        # The sanitizers beside the tests: neither is timed, and most of both is the host's work.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for tool in SANITIZERS:
+                pool.submit(part, tool, functools.partial(sanitizer, tool))
+            part("tests", tests)
+
+    this.make_importable()
+    part("device", device)
+    part("compile", lambda: record.update(compiled=this.compile_all()))
+    checks()
+    part("benchmarks", lambda: record.update(this.benchmarks(240)))
+    return path()
 
 
 def main() -> None:

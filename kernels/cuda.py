@@ -33,7 +33,8 @@ OPTIONS = ("--std=c++17", "-fmad=false")
 BLOCK = 256  # threads a block where a kernel has no reason for another number
 WARP = 32
 LARGEST_BLOCK = 1024
-SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block may have without its kernel being told
+# Bytes of dynamic shared memory that a block may have without its kernel being told: 48 KB less what is static.
+SHARED_UNASKED = (48 << 10) - (4 << 10)
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 
 # The types of the arithmetic and of the arrays of a kernel, by the dtype of its arrays.
@@ -65,10 +66,10 @@ class Device(Protocol):
     shared_memory: int  # bytes that a block may ask for
     block_limit: int  # threads a block at most; tests make it small
 
-    def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
+    def function(self, text: str, name: str, large: bool) -> Callable[..., None]:
         """Return the kernel `name` of a source text, compiled once.
 
-        shared : bytes of shared memory that its launches ask for, where these are more than SHARED_UNASKED, else 0
+        large : whether its launches may ask for more shared memory than SHARED_UNASKED
         It is called as f(grid, block, arguments, shared, touches, cooperative).
         """
         ...
@@ -112,20 +113,36 @@ class _CuPyDevice:
         library = cublas.load(self.xp.cuda.runtime.runtimeGetVersion() // 1000)
         return cublas.Cublas(library, lambda size: self.xp.empty(size, np.uint8))
 
-    def function(self, text: str, name: str, shared: int) -> Callable[..., None]:
+    def function(self, text: str, name: str, large: bool) -> Callable[..., None]:
         with self._lock, self.here():
             module = self._modules.get(text)
             if module is None:
                 module = self._modules[text] = self.xp.RawModule(code=text, options=OPTIONS)
             kernel = module.get_function(name)
-            if shared:
-                kernel.max_dynamic_shared_size_bytes = shared
+            if large:
+                # The attribute is the kernel's, whoever got it: a value that fits one launch would refuse a larger one.
+                kernel.max_dynamic_shared_size_bytes = self.shared_memory - kernel.shared_size_bytes
         compiled = kernel.kernel  # a RawKernel looks up its device anew in each call
+        room: dict[tuple[int, int], int] = {}
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
+            if cooperative:
+                shape = math.prod(block), shared
+                if shape not in room:
+                    room[shape] = self._blocks_at_once(compiled, *shape)
+                if math.prod(grid) > room[shape]:
+                    # CuPy would launch fewer, which wait for the rest for ever.
+                    raise RuntimeError(
+                        f"{name}: {math.prod(grid)} blocks of {shape[0]} threads and {shared} bytes of shared memory "
+                        f"must run at the same time, and the device has room for {room[shape]}"
+                    )
             compiled(grid, block, args, shared_mem=shared, enable_cooperative_groups=cooperative)
 
         return launch
+
+    def _blocks_at_once(self, compiled: Any, threads: int, shared: int) -> int:
+        each = self.xp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(compiled.ptr, threads, shared)
+        return each * self.multiprocessors
 
 
 @functools.cache
@@ -261,7 +278,7 @@ class Kernel:
             self._packed(device, dtype, parameter, value)
             for parameter, value in zip(self.parameters, args, strict=True)
         )
-        large = shared if shared > SHARED_UNASKED else 0
+        large = shared > SHARED_UNASKED
         key = (device, dtype, large, *variant.values())
         function = self._functions.get(key)
         if function is None:

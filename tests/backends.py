@@ -38,6 +38,16 @@ def missing(name: str) -> str | None:
     return None
 
 
+def trouble_of_the_gpu() -> str | None:
+    """Say what CUDA says once a kernel has done what it must not: no later call of this process will succeed."""
+    cupy = module("gpu")
+    try:
+        cupy.cuda.runtime.deviceSynchronize()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return str(error)
+    return None
+
+
 @functools.cache
 def chosen() -> list[str]:
     """Return the backends to test: those that FASTGRAD_TEST_BACKENDS names, else all that the machine has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import backends
 import numpy as np
@@ -25,6 +26,43 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("trainer_backend", [n for n in names if n != "emulated"])
     if "on_device" in metafunc.fixturenames:
         metafunc.parametrize("on_device", [n for n in names if n in backends.DEVICES], indirect=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave what devtools.hardware asks for: what runs on a device, and of that what comes after a test."""
+    if os.environ.get("FASTGRAD_TEST_DEVICES_ONLY"):
+        items[:] = [item for item in items if runs_on_a_device(item)]
+    names = [item.nodeid for item in items]
+    last = os.environ.get("FASTGRAD_TEST_AFTER")
+    if last in names:
+        del items[: names.index(last) + 1]
+
+
+def runs_on_a_device(item):
+    """Say whether a test runs on the device that was chosen; a module that imports the emulation runs on that."""
+    fixtures = ("backend", "device", "on_device", "trainer_backend")
+    params = (getattr(item, "callspec", None) and item.callspec.params) or {}
+    chosen = [params.get(name) for name in fixtures]
+    return "emulated" in chosen or ("gpu" in chosen and not hasattr(item.module, "emulated"))
+
+
+_failed = False
+
+
+def pytest_runtest_logreport(report):
+    """Note a failure; see pytest_runtest_logfinish."""
+    global _failed
+    _failed = _failed or report.failed
+
+
+def pytest_runtest_logfinish(nodeid):
+    """End the run where a test has left the GPU unusable, which all that come after it would be blamed for."""
+    global _failed
+    if _failed and "gpu" in backends.chosen():
+        trouble = backends.trouble_of_the_gpu()
+        if trouble:
+            pytest.exit(f"the GPU can't be used any more after {nodeid}: {trouble}", returncode=3)
+    _failed = False
 
 
 @pytest.fixture

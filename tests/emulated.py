@@ -259,7 +259,7 @@ class EmulatedDevice:
         product = (a._host.T if transpose_a else a._host) @ (b._host.T if transpose_b else b._host)
         out._host[...] = out._host + product if accumulate else product
 
-    def function(self, text: str, name: str, shared: int) -> Any:
+    def function(self, text: str, name: str, large: bool) -> Any:
         from devtools.cuda_on_cpu import CpuModule
 
         module = self._modules.get(text)
@@ -267,7 +267,8 @@ class EmulatedDevice:
             names = re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)', text)
             module = self._modules[text] = CpuModule(text, names, mode=self.mode)
         kernel = module.get_function(name)
-        kernel.max_dynamic_shared_size_bytes = max(kernel.max_dynamic_shared_size_bytes, shared)
+        if large:
+            kernel.max_dynamic_shared_size_bytes = self.shared_memory - kernel.shared_size_bytes
 
         def launch(grid: Any, block: Any, args: Any, shared: int, touches: Any, cooperative: bool) -> None:
             hosts = tuple(a._host if isinstance(a, ndarray) else None if a is cuda.NULL else a for a in args)

@@ -106,5 +106,5 @@ def test_a_run_is_rehearsed_from_the_command_line(tmp_path):
     done = subprocess.run(command, cwd=hardware.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     written = hardware.read(tmp_path / "rehearsal.json")
-    assert written["tests"]["passed"] >= 10 and written["kernels"]["activation"]["cases"] >= 10
+    assert written["tests"]["passed"] >= 8 and written["kernels"]["activation"]["cases"] >= 8
     assert written["rows"][0]["milliseconds"]["fastgrad"] > 0

@@ -236,6 +236,11 @@ class CpuFunction:
         self._launch = launch
         self._launch.restype = ctypes.c_char_p
 
+    @property
+    def shared_size_bytes(self) -> int:
+        """Return the bytes of static shared memory of a block."""
+        return self._module.static_shared_bytes(self.name)
+
     def __call__(
         self,
         grid: Sequence[int] | int,
@@ -302,7 +307,7 @@ class CpuFunction:
             raise LaunchError(f"{self.name}: {threads} threads in a block; a device takes {MAX_THREADS}")
         if threads * blocks > MAX_TOTAL:
             raise LaunchError(f"{self.name}: {blocks} blocks of {threads} threads are too many to run on the CPU")
-        static = self._module.static_shared_bytes(self.name)
+        static = self.shared_size_bytes
         limit = self.max_dynamic_shared_size_bytes
         if limit <= SHARED_BYTES:
             limit = min(limit, SHARED_BYTES - static)

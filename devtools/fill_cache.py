@@ -1,0 +1,84 @@
+"""Compile every kernel in every variant for this machine's GPU, by many processes, into CuPy's cache on the disk.
+
+    python -m devtools.fill_cache
+
+Ends with 1, and the compiler's words, where one does not compile. Tests and benchmarks that come after it load them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fastgrad.kernels
+from fastgrad.kernels import cuda
+
+from fastgrad.activations import KINDS
+
+FLAGS = dict.fromkeys(("amsgrad", "centered", "coupled", "decay", "momentum", "nesterov"), (0, 1))
+VALUES: dict[str, tuple[object, ...]] = {**FLAGS, "kind": tuple(KINDS), "ord": (0, 1, 2)}
+# What the plans of the persistent kernels come to, in the order of (units, depth); tests compile them for sm_90.
+OF_SOURCES: dict[str, dict[str, tuple[object, ...]]] = {
+    "glu": {"kind": ("silu", "gelu")},
+    "lstm_persistent": {"units": (8,), "depth": (1, 2, 3, 4)},
+    "gru_persistent": {"units": (8,), "depth": (1, 2, 3, 4)},
+}
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Yield a name and the source text of each module."""
+    for path in sorted(Path(fastgrad.kernels.__path__[0]).glob("*_gpu.py")):
+        importlib.import_module(f"fastgrad.kernels.{path.stem}")
+    seen = set()
+    for kernel in cuda.declared:
+        values = {**VALUES, **OF_SOURCES.get(kernel.source, {})}
+        for dtype in cuda.TYPES:
+            if kernel.source.endswith("_persistent") and dtype != "float32":
+                continue
+            for chosen in itertools.product(*(values[name] for name in kernel.variants)):
+                variant = dict(zip(kernel.variants, chosen, strict=True))
+                text = kernel.text(dtype, **variant)
+                if text not in seen:
+                    seen.add(text)
+                    yield f"{kernel.source} {dtype} {variant}", text
+
+
+def compiled(job: tuple[str, str]) -> tuple[str, float, str]:
+    """Compile one module; return its name, the seconds, and what went wrong."""
+    import cupy
+
+    start = time.perf_counter()
+    try:
+        cupy.RawModule(code=job[1], options=cuda.OPTIONS).compile()
+    except Exception as error:
+        return job[0], time.perf_counter() - start, f"{type(error).__name__}: {error}"
+    return job[0], time.perf_counter() - start, ""
+
+
+def main() -> None:
+    start = time.perf_counter()
+    jobs = list(texts())
+    jobs.sort(key=lambda job: "persistent" not in job[0])  # the longest first
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(12, os.cpu_count() or 1), mp_context=context) as pool:
+        done = list(pool.map(compiled, jobs))
+    failed = [one for one in done if one[2]]
+    for name, _, trouble in failed:
+        print(f"{name}: {trouble}")
+    slowest = max(done, key=lambda one: one[1])
+    print(
+        f"{len(jobs)} modules in {time.perf_counter() - start:.1f} s, {sum(one[1] for one in done):.1f} s of work, "
+        f"{slowest[1]:.1f} s for {slowest[0]}; {len(failed)} failed"
+    )
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
