@@ -8,8 +8,8 @@ Either may be captured into a graph, after a call of the same sizes on the same 
 starts cuBLAS; lengths must lie on the device then. What a captured call has allocated is never freed.
 
 What bounds a step of the persistent LSTM on an H200 (132 multiprocessors, 128 FMA a clock each at 1.98 GHz; 5.5 TB/s
-taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block, G groups that share out the batch; a GRU has 3/4
-of the flops:
+taken for the level-2 cache), U = 8 units and 32 rows of W_hh a block (6 and 24 at H = 768), G groups that share out the
+batch; a GRU has 3/4 of the flops:
 
     forward    8 B H^2 flops;  reads B H numbers in each block of a group: 4 B H (H / U) bytes from the level-2 cache
     backward   8 B H^2 flops;  writes and reads B H partial sums a block: twice those bytes
@@ -22,7 +22,7 @@ of the flops:
     256  32 x 4  4   16   0.13         0.10           0.19
     512  64 x 2  2   16   0.5          0.4            0.8
     512  64 x 2  2   64   2.1          1.5            3.1
-    768  96 x 1  1   16   1.5          0.9            1.7
+    768  128 x 1 1   16   1.2          1.1            2.3
     1024 128 x 1 1   1    0.13         0.1            0.2
     1024 128 x 1 1   16   2.1          1.5            3.1
     1024 128 x 1 1   64   8.3          6.1            12.2
@@ -121,7 +121,7 @@ class StepShape:
 
 # --- the persistent way
 
-LARGEST_BLOCK = 256  # LARGEST in persistent.cuh: with 255 registers a thread one block fills a multiprocessor
+PERSISTENT_BLOCK = 256  # LARGEST in persistent.cuh: with 255 registers a thread one block fills a multiprocessor
 ROW_LANES = 4  # as in persistent.cuh
 COUNTER_STRIDE = 32  # as in persistent.cuh
 DEPTHS = 4  # vectors of h for each thread at most: 8 rows of 16 numbers are 128 registers
@@ -218,7 +218,7 @@ def persistent_plan(
 def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) -> Plan | None:
     vector, item, rows = 4, 4, gates * units
     members = -(-hidden // units)
-    limit = cuda.threads(device, LARGEST_BLOCK)
+    limit = cuda.threads(device, PERSISTENT_BLOCK)
     parts = limit // ROW_LANES * vector  # numbers of h that the threads take at a time
     depth = -(-hidden // parts)
     if rows % ROW_LANES or members > device.multiprocessors or hidden > limit * vector:
