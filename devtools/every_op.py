@@ -1,7 +1,7 @@
-"""Run every operation once on a GPU, on small ragged arrays: what compute-sanitizer watches.
+"""Run every operation once on a GPU, on small ragged arrays, and compare with the CPU: what compute-sanitizer watches.
 
     compute-sanitizer --tool memcheck python -m devtools.every_op
-    python -m devtools.every_op --emulated      the same on the CPU
+    python -m devtools.every_op --emulated      the same without a GPU
     python -m devtools.every_op --only float32  one dtype
 
 Each array is an allocation of its own (no pool), so that an access beyond its end is one.
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fastgrad
+from fastgrad import _gpu
 from fastgrad.activations import KINDS
 
-SHAPES = [(), (0, 3), (1,), (7,), (13, 17), (33, 65), (3, 1031)]
+SHAPES = [(), (0, 3), (7,), (33, 65), (3, 1031)]
 
 
 def array_module(emulated: bool) -> Any:
@@ -27,27 +29,50 @@ def array_module(emulated: bool) -> Any:
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
         stand_in: Any = importlib.import_module("emulated")
         stand_in.register()
+        status = _gpu.GPUStatus(stand_in.Module)
+        _gpu.gpu_status = lambda: status  # type: ignore[assignment]
         return stand_in.Module
-    from fastgrad._gpu import require_gpu
-
-    cupy = require_gpu("devtools.every_op")
+    cupy = _gpu.require_gpu("devtools.every_op")
     cupy.cuda.set_allocator(None)
     return cupy
 
 
-def every_op(xp: Any, dtype: type) -> int:
-    """Call each operation on device arrays; return how many calls were made."""
+def _arrays_in(value: Any) -> Iterator[np.ndarray]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _arrays_in(part)
+    elif hasattr(value, "get"):
+        yield value.get()
+    elif isinstance(value, np.ndarray | float):
+        yield np.asarray(value)
+
+
+def compare(found: list[list[np.ndarray]], expected: list[list[np.ndarray]], dtype: type) -> None:
+    """Raise AssertionError where a result is off by more than rounding, as a share of its largest entry."""
+    tolerance = 1e-4 if dtype is np.float32 else 1e-11
+    assert len(found) == len(expected) > 0
+    for k, (mine, other) in enumerate(zip(found, expected, strict=True)):
+        assert len(mine) == len(other), f"call {k}: {len(mine)} results, the CPU has {len(other)}"
+        for a, b in zip(mine, other, strict=True):
+            assert a.shape == b.shape, f"call {k}: shape {a.shape}, on the CPU {b.shape}"
+            assert np.array_equal(np.isnan(a), np.isnan(b)), f"call {k}: NaN at other places"
+            a, b = np.nan_to_num(a.astype(np.float64)), np.nan_to_num(b.astype(np.float64))
+            scale = np.max(np.abs(b), initial=0.0)
+            worst = np.max(np.abs(a - b), initial=0.0)
+            assert worst <= tolerance * scale, f"call {k}: off by {worst:g} of {scale:g}"
+
+
+def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
+    """Call each operation on arrays of a module, NumPy's or a device's; return the results of each call."""
     rng = np.random.default_rng(0)
-    calls = 0
+    calls: list[list[np.ndarray]] = []
     fg: Any = fastgrad  # untyped: what is called with which arguments is the point here
 
     def normal(*shape: int) -> Any:
         return xp.asarray(rng.normal(size=shape).astype(dtype))
 
     def each(*results: object) -> None:
-        nonlocal calls
-        calls += 1
-        del results
+        calls.append(list(_arrays_in(results)))
 
     for kind in KINDS:
         for shape in SHAPES:
@@ -76,17 +101,23 @@ def every_op(xp: Any, dtype: type) -> int:
         return [xp.zeros(shape, dtype) for shape in shapes]
 
     for order in (1, 2, float("inf")):
-        each(fg.global_norm(tensors(), order), fg.clip_by_global_norm(tensors(), 0.5, ord=order))
-    each(fg.clip_by_norm(tensors(), 0.5), fg.clip_by_value(tensors(), -0.5, 0.5))
+        changed = tensors()
+        each(fg.global_norm(changed, order), fg.clip_by_global_norm(changed, 0.5, ord=order), changed)
+    changed = tensors()
+    each(fg.clip_by_norm(changed, 0.5), fg.clip_by_value(changed, -0.5, 0.5), changed)
     each(fg.health(tensors()).norm)
     variants: list[dict[str, Any]] = [{}, {"max_norm": 0.1}, {"weight_decay": 0.1, "decoupled": False}]
     for variant in [*variants, {"max_exp_avg_sq": zeros()}]:
-        each(fg.adam_step(tensors(), tensors(), zeros(), zeros(), step=1, **variant))
-    each(fg.sgd_step(tensors(), tensors(), zeros(), lr=0.1, momentum=0.9, nesterov=True, max_norm=0.1))
-    each(fg.rmsprop_step(tensors(), tensors(), zeros(), zeros(), zeros(), momentum=0.9, centered=True))
+        params, state = tensors(), [zeros(), zeros()]
+        each(fg.adam_step(params, tensors(), *state, step=1, **variant), params, state)
+    params, momentum = tensors(), zeros()
+    each(fg.sgd_step(params, tensors(), momentum, lr=0.1, momentum=0.9, nesterov=True, max_norm=0.1), params)
+    state = [zeros(), zeros(), zeros()]
+    each(fg.rmsprop_step(params, tensors(), *state, momentum=0.9, centered=True), params, state)
     for optimizer in (fg.SGD, fg.RMSprop, fg.Adam, fg.AdamW):
-        one = optimizer(tensors(), lr=0.1, max_norm=1.0)
-        each(one.step(tensors()), float(one.step(tensors()).grad_norm))
+        params = tensors()
+        one = optimizer(params, lr=0.1, max_norm=1.0)
+        each(float(one.step(tensors()).grad_norm), float(one.step(tensors()).grad_norm), params)
 
     for T, B, I, H in (  # noqa: E741 - the letters of the field
         (4, 3, 5, 7),
@@ -99,31 +130,32 @@ def every_op(xp: Any, dtype: type) -> int:
         ):
             arrays = normal(gates * H, I), normal(gates * H, H), normal(gates * H), normal(gates * H)
             for options in ({}, {"reverse": True}, {"lengths": [min(k, T) for k in range(1, B + 1)]}):
-                y, _, saved = forward(normal(T, B, I), *[None] * states, *arrays, **options)
-                each(backward(normal(*y.shape), *[normal(B, H)] * states, saved))
+                y, last, saved = forward(normal(T, B, I), *[None] * states, *arrays, **options)
+                each(y, last, backward(normal(*y.shape), *[normal(B, H)] * states, saved))
 
     from fastgrad import layers
 
-    model = layers.Sequential(layers.Linear(6, 8), layers.Activation("gelu"), layers.Linear(8, 5))
-    if getattr(xp, "__name__", "") == "cupy":
+    model = layers.Sequential(
+        layers.Linear(6, 8, rng=0, dtype=dtype), layers.Activation("gelu"), layers.Linear(8, 5, rng=1, dtype=dtype)
+    )
+    table: Any = layers.Embedding(11, 6, rng=2, dtype=dtype)
+    if xp is not np:
         model.to("gpu")
-        model.forward(normal(4, 6))
-        each(model.backward(normal(4, 5)))
-        table: Any = layers.Embedding(11, 6).to("gpu")
-        each(table.forward(xp.asarray(rng.integers(0, 11, (3, 4)))), table.backward(normal(3, 4, 6)))
+        table.to("gpu")
+    each(model.forward(normal(4, 6)), model.backward(normal(4, 5)), [p.grad for p in model.parameters()])
+    each(table.forward(xp.asarray(rng.integers(0, 11, (3, 4)))))
+    table.backward(normal(3, 4, 6))
+    each(table.weight.grad)
     return calls
 
 
 def main() -> None:
     emulated = "--emulated" in sys.argv[1:]
-    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     xp = array_module(emulated)
     for dtype in (np.float32, np.float64):
-        if only not in np.dtype(dtype).name:
-            continue
-        print(f"{np.dtype(dtype).name}: {every_op(xp, dtype)} calls", flush=True)
-    if not emulated:
-        xp.cuda.Device().synchronize()
+        found = every_op(xp, dtype)
+        compare(found, every_op(np, dtype), dtype)
+        print(f"{np.dtype(dtype).name}: {len(found)} calls agree with the CPU", flush=True)
 
 
 if __name__ == "__main__":
