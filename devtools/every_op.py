@@ -44,7 +44,7 @@ def _arrays_in(value: Any) -> Iterator[np.ndarray]:
     elif hasattr(value, "get"):
         yield value.get()
     elif isinstance(value, np.ndarray | float):
-        yield np.asarray(value)
+        yield np.array(value)  # later calls may change it
 
 
 def compare(found: list[list[np.ndarray]], expected: list[list[np.ndarray]], dtype: type) -> None:
