@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
+# Processes that run tests at the same time: auto is one for each core, 0 runs them in pytest itself.
+WORKERS ?= auto
 # The text and model of a plain `make train` are the same each time, so its results may be replaced.
 TRAIN ?= --overwrite $(ARGS)
 
@@ -19,7 +21,7 @@ train: $(VENV)/.installed
 	$(BIN)/fastgrad train $(TRAIN)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -39,7 +41,7 @@ wheel: $(VENV)/.installed-dev
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip install -q --disable-pip-version-check "$$(ls dist/*.whl)[test]"; \
 	cp -r tests "$$folder/tests"; cd "$$folder/tests"; \
-	"$$folder/venv/bin/python" -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
+	"$$folder/venv/bin/python" -m pytest -q -p no:cacheprovider -n $(WORKERS) --dist worksteal $(WHEEL_TESTS)
 
 # With the Python that is there: it brings CuPy, torch and pytest, and nothing can be fetched. Under 9 minutes.
 gpu-record:
