@@ -230,8 +230,8 @@ class Run:
         with path.open("w") as file:
             # A session of its own: what it has started is ended with it. An orphan would go on to keep the GPU busy.
             process = subprocess.Popen(
-                command, cwd=self.root, env={**self.environment, **(extra or {})}, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                command, cwd=self.root, env={**self.environment, **(extra or {})}, stdout=file,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             end = start + self.left(seconds)
             size, changed = 0, start
