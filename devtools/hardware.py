@@ -185,9 +185,8 @@ def write_readme() -> bool:
 
 # --- running
 
-# A line of pytest -v: the test, which is printed when it begins, and its result. A test that prints nothing for STALL
-# seconds hangs, most likely in a kernel.
-TEST = re.compile(r"^(tests/[^:\s]+::.*?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$", re.MULTILINE)
+# pytest -v says when a test begins and when it ends. One that says nothing for STALL seconds hangs, most likely in a
+# kernel.
 STALL = 60.0
 PROCESSES = 6
 ATTEMPTS = 8  # at a test file: as many of its tests may crash or hang, and the others are run
@@ -230,8 +229,8 @@ class Run:
         with path.open("w") as file:
             # A session of its own: what it has started is ended with it. An orphan would go on to keep the GPU busy.
             process = subprocess.Popen(
-                command, cwd=self.root, env={**self.environment, **(extra or {})}, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                command, cwd=self.root, env={**self.environment, **(extra or {})}, stdout=file,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             end = start + self.left(seconds)
             size, changed = 0, start
@@ -297,20 +296,18 @@ class Run:
             code = self.command(
                 log, sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist",
                 "--color=no", *(["-k", "relu6 and float32"] if self.rehearse else []), f"tests/{file.name}",
-                seconds=seconds, stall=STALL, extra={"FASTGRAD_TEST_AFTER": after},
+                seconds=seconds, stall=STALL,
+                extra={"FASTGRAD_TEST_AFTER": after, "FASTGRAD_TEST_PROGRESS": str(self.logs / f"{log}.progress")},
             )  # fmt: skip
-            text = (self.logs / f"{log}.log").read_text(errors="replace")
-            begun, found = last_begun(text), outcomes(text)
+            found, culprit, why = progress(self.logs / f"{log}.progress")
             results.update(found)
             if code in (0, 1, 5):
                 break
-            lost = re.search(r"the GPU can't be used any more after (tests/\S+::.*?): (.*)", text)
-            culprit = lost[1] if lost else begun
             if not culprit:
-                trouble.append(f"exit {code} before any test")
+                trouble.append(f"exit {code}, and no test to blame")
                 break
-            results[culprit] = "FAILED"
-            trouble.append(f"{culprit}: {lost[2] if lost else 'hung' if code == 124 else f'exit {code}'}")
+            results[culprit] = "failed"
+            trouble.append(f"{culprit}: {why or ('hung' if code == 124 else f'exit {code}')}")
             after = culprit
         else:
             trouble.append(f"given up after {ATTEMPTS} crashes")
@@ -328,18 +325,16 @@ class Run:
         by_file: dict[str, dict[str, int]] = {}
         for stem, one in ran.items():
             results = list(one["results"].values())
-            failed = results.count("FAILED") + results.count("ERROR") + results.count("XPASS")
+            failed = results.count("failed")
             # What broke off or was not reached has not passed.
             failed += sum(text.startswith(("no time", "exit", "given up")) for text in one["trouble"])
             totals["failed"] += failed
-            totals["passed"] += results.count("PASSED")
-            totals["skipped"] += results.count("SKIPPED") + results.count("XFAIL")
-            cases = len(results) - results.count("SKIPPED")
+            totals["passed"] += results.count("passed")
+            totals["skipped"] += results.count("skipped")
+            cases = len(results) - results.count("skipped")
             if cases or failed:
                 by_file[stem] = {"cases": cases, "failed": failed}
-        names = [
-            name for one in ran.values() for name, result in one["results"].items() if result in ("FAILED", "ERROR")
-        ]
+        names = [name for one in ran.values() for name, result in one["results"].items() if result == "failed"]
         totals["failures"] = sorted(names)[:100]
         totals["trouble"] = {stem: one["trouble"] for stem, one in ran.items() if one["trouble"]}
         totals["seconds"] = {stem: one["seconds"] for stem, one in ran.items()}
@@ -374,19 +369,21 @@ class Run:
         return json.loads(path.read_text())
 
 
-def outcomes(text: str) -> dict[str, str]:
-    """Return the result of each test in the output of pytest -v; an error beats what came before it."""
+def progress(path: Path) -> tuple[dict[str, str], str | None, str]:
+    """Return the result of each test in what tests/conftest.py wrote, the test that broke the run off, and why.
+
+    A failure beats what else is said of a test.
+    """
     found: dict[str, str] = {}
-    for name, result in TEST.findall(text):
-        if result and found.get(name) not in ("FAILED", "ERROR"):
-            found[name] = result
-    return found
-
-
-def last_begun(text: str) -> str | None:
-    """Return the last test in the output of pytest -v if it has no result."""
-    found = TEST.findall(text.partition("\n=====")[0] if "\n=====" in text[200:] else text)
-    return found[-1][0].strip() if found and not found[-1][1] else None
+    last, why = None, ""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        what, name, *more = line.split("\t")
+        if what in ("passed", "failed", "skipped"):
+            if found.get(name) != "failed":
+                found[name] = what
+        else:
+            last, why = (None if what == "ended" else name), " ".join(more)
+    return found, last, why
 
 
 def _device(rehearse: bool) -> tuple[dict[str, Any], dict[str, str]]:

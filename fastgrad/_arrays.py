@@ -59,9 +59,31 @@ def writeable(array: Array) -> bool:
     return type(array) is not np.ndarray or array.flags.writeable
 
 
+def _bytes(array: Array) -> Array:
+    # A device array as bytes, with one more axis. CuPy copies numbers by a kernel, also where they lie contiguous; at
+    # an address that is no multiple of their size it would fail, and with it all that the process does on the device.
+    return array_module(array).ndarray(
+        (*array.shape, array.itemsize), np.uint8, array.data, strides=(*array.strides, 1)
+    )
+
+
+def _misplaced(array: Array) -> bool:
+    return type(array) is not np.ndarray and array.data.ptr % array.itemsize != 0
+
+
 def contiguous_copy(array: Array) -> Array:
     """Return a new C-contiguous array of the same numbers."""
+    if _misplaced(array):
+        return array_module(array).array(_bytes(array), order="C").view(array.dtype).reshape(array.shape)
     return array_module(array).array(array, order="C")
+
+
+def assign(target: Array, source: Array) -> None:
+    """Write `source` into `target`, of the same shape and dtype, wherever that one lies; `source` is aligned."""
+    if _misplaced(target):
+        _bytes(target)[...] = _bytes(source)
+    else:
+        target[...] = source
 
 
 def to_host(array: Array) -> np.ndarray:

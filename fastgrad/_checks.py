@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._arrays import Array, array_module, contiguous_copy, empty, is_array, kind_name, layout, ready, writeable
+from fastgrad._arrays import (
+    Array,
+    array_module,
+    assign,
+    contiguous_copy,
+    empty,
+    is_array,
+    kind_name,
+    layout,
+    ready,
+    writeable,
+)
 from fastgrad._device_lists import plain
 from fastgrad._dispatch import get_backend, wrong_array
 
@@ -198,7 +209,7 @@ def finish(value: Array | None, written: Array) -> Array:
     """Return the result of a call: the caller's `value`, filled where a scratch array was written, or the new array."""
     if value is None or value is written:
         return written
-    value[...] = written
+    assign(value, written)
     return value
 
 
@@ -350,7 +361,7 @@ class TensorSets:
     def done(self) -> None:
         """End the call: copy what the kernel wrote into the caller's strided arrays, and give the table back."""
         for target, copy in self._copies:
-            target[...] = copy
+            assign(target, copy)
         if self._plan is not None:
             self._plan.give_back()
 
@@ -447,6 +458,8 @@ def integers(
         if smallest < low or largest >= high:
             bad = smallest if smallest < low else largest
             raise ValueError(f"{name}: expected entries from {low} to {high - 1} ({meaning}), got {bad}")
-    if value.dtype == np.int64 and ready(value):
+    if not ready(value):
+        value = contiguous_copy(value)
+    if value.dtype == np.int64:
         return value
     return array_module(value).array(value, dtype=np.int64, order="C")

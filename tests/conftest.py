@@ -49,10 +49,23 @@ def runs_on_a_device(item):
 _failed = False
 
 
+def _note(*words):
+    """Write down what happens for devtools.hardware, which reads it also where this process crashes."""
+    path = os.environ.get("FASTGRAD_TEST_PROGRESS")
+    if path:
+        with open(path, "a") as file:
+            file.write("\t".join(" ".join(word.split()) for word in words) + "\n")
+
+
+def pytest_runtest_logstart(nodeid):
+    _note("begun", nodeid)
+
+
 def pytest_runtest_logreport(report):
-    """Note a failure; see pytest_runtest_logfinish."""
     global _failed
     _failed = _failed or report.failed
+    if report.when == "call" or not report.passed:
+        _note(report.outcome, report.nodeid)
 
 
 def pytest_runtest_logfinish(nodeid):
@@ -61,8 +74,10 @@ def pytest_runtest_logfinish(nodeid):
     if _failed and "gpu" in backends.chosen():
         trouble = backends.trouble_of_the_gpu()
         if trouble:
+            _note("lost", nodeid, trouble)
             pytest.exit(f"the GPU can't be used any more after {nodeid}: {trouble}", returncode=3)
     _failed = False
+    _note("ended", nodeid)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ _SCALARS = (int, float, bool, np.number, np.bool_)
 class _Memory:
     device_id = 0
 
-    def __init__(self, address: int) -> None:
-        self.ptr = address
+    def __init__(self, address: int, owner: np.ndarray) -> None:
+        self.ptr, self.owner = address, owner
 
 
 class _Flags:
@@ -43,12 +43,29 @@ def _bare(value: Any) -> Any:
     return value
 
 
+class _At:
+    """Memory at an address, for NumPy."""
+
+    def __init__(self, memory: _Memory, **interface: Any) -> None:
+        self.memory = memory
+        self.__array_interface__ = {"version": 3, "data": (memory.ptr, False), **interface}
+
+
+def _placed(host: np.ndarray) -> np.ndarray:
+    # A kernel of CuPy's that reads or writes it would fail, and all later calls of the process with it.
+    if not host.flags.aligned:
+        raise RuntimeError("cudaErrorMisalignedAddress: misaligned address")
+    return host
+
+
 class ndarray:
     """A device array that lies in host memory."""
 
     __array_ufunc__ = None  # NumPy's operators turn to ours, which refuse
 
-    def __init__(self, host: np.ndarray) -> None:
+    def __init__(self, host: Any, dtype: Any = None, memptr: Any = None, strides: Any = None) -> None:
+        if memptr is not None:  # CuPy's way: a shape and where the numbers lie
+            host = np.asarray(_At(memptr, shape=host, typestr=np.dtype(dtype).str, strides=strides))
         self._host = host
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
@@ -64,7 +81,7 @@ class ndarray:
     T = property(lambda self: ndarray(self._host.T))
     base = property(lambda self: None if self._host.base is None else ndarray(self._host.base))
     flags = property(lambda self: _Flags(self._host.flags))
-    data = property(lambda self: _Memory(self._host.__array_interface__["data"][0]))
+    data = property(lambda self: _Memory(self._host.__array_interface__["data"][0], self._host))
 
     def get(self) -> np.ndarray:
         return self._host.copy()
@@ -82,6 +99,9 @@ class ndarray:
         return ndarray(np.asarray(self._host[_bare(key)]))
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        _placed(self._host)
+        if isinstance(value, ndarray):
+            _placed(value._host)
         self._host[_bare(key)] = _bare(value)
 
     def __len__(self) -> int:
@@ -193,7 +213,7 @@ class Module:
 
     @staticmethod
     def array(values: Any, dtype: Any = None, order: str = "C") -> ndarray:
-        host = values._host if isinstance(values, ndarray) else values
+        host = _placed(values._host) if isinstance(values, ndarray) else values
         return ndarray(np.array(host, dtype=dtype, order=order))
 
     @classmethod

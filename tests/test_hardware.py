@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -108,3 +110,46 @@ def test_a_run_is_rehearsed_from_the_command_line(tmp_path):
     written = hardware.read(tmp_path / "rehearsal.json")
     assert written["tests"]["passed"] >= 8 and written["kernels"]["activation"]["cases"] >= 8
     assert written["rows"][0]["milliseconds"]["fastgrad"] > 0
+
+
+def test_a_test_that_crashes_or_hangs_costs_no_other(tmp_path, monkeypatch):
+    """What comes after it in its file is run in a new process; its results and the trouble are kept."""
+    (tmp_path / "tests").mkdir()
+    for name in ("conftest.py", "backends.py"):
+        shutil.copy(hardware.ROOT / "tests" / name, tmp_path / "tests")
+    file = tmp_path / "tests" / "test_some.py"
+    lines = ["import os, time, pytest", "def test_good(): pass", "def test_crash(): os.abort()"]
+    lines += ["@pytest.mark.parametrize('x', ['a b', 'c'])", "def test_bad(x): assert x == 'c'"]
+    lines += ["def test_hang(): time.sleep(1000)", "def test_skipped(): pytest.skip('why')", "def test_last(): pass"]
+    file.write_text("\n".join(lines))
+    monkeypatch.setattr(hardware, "STALL", 6.0)
+    run = hardware.Run(tmp_path / "out", 5, False)
+    run.root = tmp_path
+    run.environment["FASTGRAD_TEST_BACKENDS"] = "reference"
+    run.environment["FASTGRAD_TEST_DEVICES_ONLY"] = ""
+    found = run.test_file(file, time.monotonic() + 200)
+    assert {name.partition("::")[2]: result for name, result in found["results"].items()} == {
+        "test_good": "passed",
+        "test_crash": "failed",
+        "test_bad[a b]": "failed",
+        "test_bad[c]": "passed",
+        "test_hang": "failed",
+        "test_skipped": "skipped",
+        "test_last": "passed",
+    }
+    assert [text.partition("::")[2] for text in found["trouble"]] == ["test_crash: exit -6", "test_hang: hung"]
+    run.write_logs()
+    assert "Fatal Python error: Aborted" in (tmp_path / "out" / "logs.txt").read_text()
+
+
+def test_a_part_that_breaks_off_leaves_a_record(tmp_path, monkeypatch):
+    def broken(self, *args):
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(hardware.Run, "tests", broken)
+    monkeypatch.setattr(hardware.Run, "benchmarks", broken)
+    path = hardware.run(tmp_path, "0" * 40, False, 1.0, True)
+    written = json.loads(path.read_text())
+    assert set(written["trouble"]) == {"tests", "benchmarks"} and "no such thing" in written["trouble"]["tests"]
+    with pytest.raises(hardware.BadRecord, match="not complete: tests, benchmarks broke off"):
+        hardware.read(path)
