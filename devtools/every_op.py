@@ -77,6 +77,7 @@ def every_op(xp: Any, dtype: type) -> int:
     for order in (1, 2, float("inf")):
         each(fg.global_norm(tensors(), order), fg.clip_by_global_norm(tensors(), 0.5, ord=order))
     each(fg.clip_by_norm(tensors(), 0.5), fg.clip_by_value(tensors(), -0.5, 0.5))
+    each(fg.clip_by_norm(tensors(), 0.5, axis=0), fg.adaptive_clip(tensors(), tensors()))
     each(fg.health(tensors()).norm)
     variants: list[dict[str, Any]] = [{}, {"max_norm": 0.1}, {"weight_decay": 0.1, "decoupled": False}]
     for variant in [*variants, {"max_exp_avg_sq": zeros()}]:
