@@ -105,6 +105,8 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
         each(fg.global_norm(changed, order), fg.clip_by_global_norm(changed, 0.5, ord=order), changed)
     changed = tensors()
     each(fg.clip_by_norm(changed, 0.5), fg.clip_by_value(changed, -0.5, 0.5), changed)
+    changed = tensors()
+    each(fg.clip_by_norm(changed, 0.5, axis=0), fg.adaptive_clip(changed, tensors()), changed)
     each(fg.health(tensors()).norm)
     variants: list[dict[str, Any]] = [{}, {"max_norm": 0.1}, {"weight_decay": 0.1, "decoupled": False}]
     for variant in [*variants, {"max_exp_avg_sq": zeros()}]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -126,39 +126,98 @@ def clip_by_global_norm(
     return as_scalar(norm)
 
 
-def clip_by_norm(arrays: Array | list[Array], max_norm: float) -> Array:
+@overload
+def clip_by_norm(arrays: Array | list[Array], max_norm: float, *, axis: None = None) -> Array: ...
+@overload
+def clip_by_norm(arrays: Array | list[Array], max_norm: float, *, axis: int) -> list[Array]: ...
+def clip_by_norm(arrays: Array | list[Array], max_norm: float, *, axis: int | None = None) -> Array | list[Array]:
     """Scale each array in place by min(1, max_norm / (norm + 1e-6)), norm being its own l2 norm.
 
-    On parameters this is weight clipping. An array whose norm is below max_norm keeps its bits; a NaN or infinite norm
-    acts on its own array only, as in `clip_by_global_norm`.
+    With axis=0 each row alone: the entries that share an index of axis 0, which are the weights into one unit of a
+    layer (Srivastava et al., Dropout, 2014: max-norm regularisation). An array of fewer than two axes is one row.
+
+    On parameters this is weight clipping. What has a norm below max_norm keeps its bits; a NaN or infinite norm acts on
+    its own array or row only, as in `clip_by_global_norm`.
 
     Args:
         arrays: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
             Each array once: they may not overlap.
         max_norm: at least 0; inf never clips.
+        axis: None or 0.
 
     Returns:
-        The norms before clipping, float64 (number of arrays,), on the device of the arrays.
+        The norms before clipping, float64 (number of arrays,), on the device of the arrays; with axis=0 a list of the
+        norms of each array's rows, float64 (rows,).
 
     Raises:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
-        ValueError: max_norm negative or NaN, an array is read-only or overlaps another.
+        ValueError: max_norm negative or NaN, another axis, an array is read-only or overlaps another.
     """
     max_norm = number("max_norm", max_norm, 0.0, finite=False)
+    checked_axis("axis", axis)
     groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
-    checked = groups.lists[0]
+    norms = clip_norms(groups.lists[0], max_norm, axis)
+    groups.done()
+    return norms
+
+
+def checked_axis(name: str, axis: Any) -> int | None:
+    """Return None or 0, what norms can be taken along; raise ValueError for anything else."""
+    if axis is None or (type(axis) is int and axis == 0):
+        return axis
+    raise ValueError(f"{name}: expected None (of each array) or 0 (of each row), got {axis!r}")
+
+
+def clip_norms(checked: Sequence[Array], max_norm: float, axis: int | None) -> Array | list[Array]:
+    """Clip a checked list as `clip_by_norm` does."""
     if not checked:
-        return np.zeros(0)
+        return np.zeros(0) if axis is None else []
+    if axis is not None:
+        return list_kernels("units", checked).clip_units(checked, max_norm)
     if on_device(checked):
         norms, coefficients = list_kernels("norm", checked).clip_each(checked, max_norm)
         list_kernels("clip", checked).scale(checked, coefficients, each=True)
-        groups.done()
         return norms
     norms = list_kernels("norm", checked).tensor_norms(checked, 2.0)
     coefficients = np.array([clip_coefficient(norm, max_norm) for norm in norms.tolist()])
     list_kernels("clip", checked).scale(checked, coefficients)
-    groups.done()
     return norms
+
+
+def adaptive_clip(
+    grads: Array | list[Array], params: Array | list[Array], clipping: float = 0.01, eps: float = 1e-3
+) -> None:
+    """Scale each unit of the gradients in place so that its norm is at most `clipping` times that of its weights.
+
+        G_i = G_i * min(1, clipping * max(|W_i|, eps) / |G_i|),    | | the l2 norm of a unit
+
+    A unit is what shares an index of axis 0: a row of a matrix, an output channel of a convolution with all its other
+    axes together. An array of fewer than two axes is one unit. One launch for any number of arrays; a unit below its
+    limit keeps its bits. A NaN or infinite |G_i| acts on its own unit only: NaN all over it, or 0 where it was finite;
+    so does a NaN in its weights.
+
+    Brock, De, Smith & Simonyan, High-Performance Large-Scale Image Recognition Without Normalization, 2021; they leave
+    the last layer out of it.
+
+    Args:
+        grads: one array or a list of arrays of any shapes, float32 or float64, all of one dtype; changed in place.
+            Each array once: they may not overlap each other or params.
+        params: as many arrays of the same shapes and dtype.
+        clipping: at least 0.
+        eps: at least 0; weights near 0 may still be learned.
+
+    Raises:
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
+        ValueError: clipping or eps negative or not finite, lengths or shapes differ, a gradient is read-only or
+            overlaps another array.
+    """
+    clipping, eps = number("clipping", clipping, 0.0), number("eps", eps, 0.0)
+    gradients, parameters = tensor_list("grads", grads), tensor_list("params", params)
+    groups = TensorGroups(("grads", gradients, True), ("params", parameters, False))
+    checked, weights = groups.lists
+    if checked:
+        list_kernels("units", checked).adaptive_clip(checked, weights, clipping, eps)
+    groups.done()
 
 
 def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:

@@ -35,6 +35,8 @@ struct Chunk {
         count = int(left < CHUNK ? left : CHUNK);
     }
 
+    __device__ Chunk(int tensor, index_t first, int count) : tensor(tensor), count(count), first(first) {}
+
     // Its elements in one of the streams.
     __device__ storage_t* in(const Table& table, int stream) const {
         storage_t* base = reinterpret_cast<storage_t*>(table.at[index_t(stream) * table.tensors + tensor]);

@@ -122,6 +122,7 @@ def call_norms(name: str, dtype: type) -> None:
     function = getattr(fastgrad, name)
     if name == "clip_by_norm":
         function(list_of_arrays, 0.1)
+        function(list_of_arrays, 0.1, axis=0)
     else:
         for order in (1, 2, np.inf):
             function(list_of_arrays, *[0.1] * (name == "clip_by_global_norm"), ord=order)
@@ -165,6 +166,7 @@ CALLS = {
     "global_norm": lambda dtype: call_norms("global_norm", dtype),
     "clip_by_global_norm": lambda dtype: call_norms("clip_by_global_norm", dtype),
     "clip_by_norm": lambda dtype: call_norms("clip_by_norm", dtype),
+    "adaptive_clip": lambda dtype: fastgrad.adaptive_clip(*arrays((3, 4), (3, 4), dtype=dtype)),
     "clip_by_value": lambda dtype: fastgrad.clip_by_value(np.ones(3, dtype), 0, 1),
     "adam_step": call_adam,
     "sgd_step": call_sgd,
