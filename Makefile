@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-# Processes that run tests at the same time: auto is one for each core, 0 runs them in pytest itself.
+# Processes that run tests at the same time: auto is one for each core, 0 is pytest itself, with its debugger.
 WORKERS ?= auto
 # The text and model of a plain `make train` are the same each time, so its results may be replaced.
 TRAIN ?= --overwrite $(ARGS)
