@@ -1,5 +1,7 @@
 """Compile every kernel in every variant for this machine's GPU, by many processes, into CuPy's cache on the disk.
 
+And those of the CPU, which the tests set beside them, into Numba's.
+
     python -m devtools.fill_cache
 
 Ends with 1, and the compiler's words, where one does not compile. Tests and benchmarks that come after it load them.
@@ -75,8 +77,14 @@ def main() -> None:
     slowest = max(done, key=lambda one: one[1])
     print(
         f"{len(jobs)} modules in {time.perf_counter() - start:.1f} s, {sum(one[1] for one in done):.1f} s of work, "
-        f"{slowest[1]:.1f} s for {slowest[0]}; {len(failed)} failed"
+        f"{slowest[1]:.1f} s for {slowest[0]}; {len(failed)} failed",
+        flush=True,
     )
+    try:
+        for dtype in cuda.TYPES:
+            print(f"Numba, {dtype}: {str(fastgrad.warmup(dtype=dtype)).splitlines()[0]}", flush=True)
+    except Exception as error:  # they are not what is tested here
+        print(f"Numba: {type(error).__name__}: {error}", flush=True)
     sys.exit(bool(failed))
 
 

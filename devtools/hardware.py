@@ -5,8 +5,11 @@
     python -m devtools.hardware readme                            put the record's figures into README.md
 
 A run needs Python with CuPy, NumPy, Numba, pytest and, for the comparisons, torch; no network, and under 9 minutes. It
-writes hardware/<device>.json. A source is `current` where its text with all headers, without comments and white space,
-is the one that ran; `stale` where it has changed; `never run` where no record names it.
+writes hardware/<device>.json, anew after each part, and logs.txt beside it. A test file is a process of its own: what a
+test leaves behind that crashes, hangs or breaks the GPU's context is no other test's trouble.
+
+A source is `current` where its text with all headers, without comments and white space, is the one that ran; `stale`
+where it has changed; `never run` where no record names it.
 """
 
 from __future__ import annotations
@@ -277,9 +280,10 @@ class Run:
         if self.rehearse:
             return "not needed"
         code = self.command("compile", sys.executable, "-m", "devtools.fill_cache", seconds=90)
-        return (self.logs / "compile.log").read_text(errors="replace").strip().splitlines()[-1:][0] if not code else (
-            f"exit {code}, see compile.log"
-        )  # fmt: skip
+        said = [
+            line for line in (self.logs / "compile.log").read_text(errors="replace").splitlines() if " modules " in line
+        ]
+        return " ".join([*said, *([f"exit {code}"] if code else [])])
 
     def test_file(self, file: Path, until: float) -> dict[str, Any]:
         """Run the tests of a file, each once, whichever of them crash; return the result of each and the trouble."""
@@ -398,6 +402,12 @@ def _device(rehearse: bool) -> tuple[dict[str, Any], dict[str, str]]:
     properties = runtime.getDeviceProperties(0)
     versions["cupy"] = cupy.__version__
     versions["nvrtc"] = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+    try:
+        import numba
+
+        versions["numba"] = numba.__version__
+    except ImportError as error:  # of a NumPy that it does not know
+        versions["numba"] = f"none ({error})"
     try:
         import torch
 
