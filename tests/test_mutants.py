@@ -457,7 +457,6 @@ MUTANTS = [
         ("recurrent.cuh", "a cell too many", "GRU", "any = index < batch * across", "any = index <= batch * across"),
         ("recurrent.cu", "a step of padding left", "LSTM",
          "t < lengths[row - t * batch]", "t <= lengths[row - t * batch]"),
-        ("recurrent.cu", "a row too many", "LSTM", "if (row >= rows) break;", "if (row > rows) break;"),
         ("gru.cu", "the reset gate past its product", "GRU", "k < 2 ? values[k] : dinner", "values[k]"),
         ("gru_reset_before.cu", "the gradient of h not added to", "GRU reset before",
          "fma_(d.at[w], r.at[w], dh_now.at[w])", "d.at[w] * r.at[w]"),
