@@ -59,21 +59,30 @@ class Health:
 
     def __init__(self, names: tuple[str, ...], sizes: list[int], found: Array) -> None:
         # found (6, n) float64: the columns after sizes, as a kernel left them on the device of the tensors.
-        self._names, self._sizes, self._found = names, sizes, found
+        self._names, self._found = names, found
+        self._sizes: list[int] | np.ndarray = sizes
         self._columns: tuple[np.ndarray, ...] | None = None
 
     def _all(self) -> tuple[np.ndarray, ...]:
         if self._columns is None:
             found = self._found if device_module(self._found) is None else self._found.get()
             norm, largest, *counts = found
-            columns = np.array(self._sizes, np.int64), norm, largest, *(count.astype(np.int64) for count in counts)
+            columns = self.sizes, norm, largest, *(count.astype(np.int64) for count in counts)
             for column in columns:
                 column.flags.writeable = False
             self._columns = columns
         return self._columns
 
     names = property(lambda self: self._names)
-    sizes = property(lambda self: self._all()[0])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Return the number of entries of each tensor, (n,) int64, which waits for nothing."""
+        if isinstance(self._sizes, list):
+            self._sizes = np.array(self._sizes, np.int64)
+            self._sizes.flags.writeable = False
+        return self._sizes
+
     norm = property(lambda self: self._all()[1])
     max_abs = property(lambda self: self._all()[2])
     nan = property(lambda self: self._all()[3])
