@@ -31,7 +31,7 @@ from fastgrad.recurrent import (
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
-    from fastgrad import init, layers
+    from fastgrad import init, layers, schedules
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
@@ -77,6 +77,7 @@ __all__ = [
     "prelu_backward",
     "reorder_gates",
     "rmsprop_step",
+    "schedules",
     "set_backend",
     "set_num_threads",
     "set_subnormals",
@@ -89,7 +90,7 @@ __all__ = [
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
-_LAZY_MODULES = {"init", "layers"}
+_LAZY_MODULES = {"init", "layers", "schedules"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
