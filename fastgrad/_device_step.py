@@ -63,6 +63,7 @@ class OnDevice:
         op, self._module = kernels(stem, like), kernels("step", like)
         self._steps = self._module.Steps(op.UPDATE, op.FINISH, like, groups)
         self._known: _Known | None = None
+        self._unscale = 1.0  # of the step before: a graph goes on with it
         self._tell()
 
     def _tell(self) -> None:
@@ -105,10 +106,11 @@ class OnDevice:
     def refresh(self) -> None:
         optimizer = self._optimizer
         numbers = [optimizer._rule(group)[1] for group in optimizer.param_groups]
-        self._steps.set(optimizer.max_norm, optimizer.nonfinite, numbers)
+        self._steps.set(optimizer.max_norm, optimizer.nonfinite, self._unscale, numbers)
 
-    def step(self, grads: list[Any]) -> StepReport:
+    def step(self, grads: list[Any], unscale: float) -> StepReport:
         optimizer = self._optimizer
+        self._unscale = unscale
         for group in optimizer.param_groups:
             optimizer._check_group(group)
         given = [parameter.data for parameter in optimizer._parameters] + grads

@@ -220,11 +220,17 @@ class Optimizer:
         if device is not None:
             device.refresh()
 
-    def step(self, grads: Sequence[Array | None] | Array | None = None) -> StepReport:
+    def step(
+        self, grads: Sequence[Array | None] | Array | None = None, *, grad_scale: float | None = None
+    ) -> StepReport:
         """Take one step, in place on the parameters and the state; gradients are only read.
 
         grads: a gradient or None for every parameter, over all groups in their order. Without it the Parameters' own
             `grad` is used. A parameter whose gradient is None is left as it is, and so is its state.
+        grad_scale: factor that the gradients carry, above 0: they are divided by it inside the update, before
+            max_norm looks at their norm. After backward passes over n micro-batches of one size, whose layers have
+            added to `grad`, grad_scale=n makes the update of the whole batch to rounding, without a pass or an array
+            more. None: 1.
 
         Raises FloatingPointError with nonfinite="raise", and TypeError or ValueError for gradients that don't fit;
         nothing is changed then.
@@ -232,11 +238,12 @@ class Optimizer:
         by_index = self._gradients(grads)
         self._schedule()
         device = self._on_device()
-        report = self._step(by_index) if device is None else device.step(by_index)
+        unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
+        report = self._step(by_index, unscale) if device is None else device.step(by_index, unscale)
         self.scheduled_steps += 1
         return report
 
-    def _step(self, by_index: list[Any]) -> StepReport:
+    def _step(self, by_index: list[Any], unscale: float) -> StepReport:
         launches: list[_Launch] = []
         start = 0
         for group in self.param_groups:
@@ -248,7 +255,7 @@ class Optimizer:
                 launches += self._launches(group, indices)
         data = [parameter.data for parameter in self._parameters]
         checked = TensorSets([launch.lists(data, by_index) for launch in launches])
-        norm = self._norm(checked, launches, by_index)
+        norm = self._norm(checked, launches, by_index) * unscale
         if not math.isfinite(norm) and self.nonfinite != "propagate":
             if self.nonfinite == "raise":
                 raise FloatingPointError(self._blame(checked, launches))
@@ -258,7 +265,7 @@ class Optimizer:
         coefficient = 1.0 if self.max_norm is None else clip_coefficient(norm, self.max_norm)
         for launch, (params, gradients, *states) in zip(launches, checked.sets, strict=True):
             given = dict(zip(launch.states, states, strict=True))
-            launch.kernel(params, gradients, *map(given.get, self._state_arrays), *launch.args, coefficient)
+            launch.kernel(params, gradients, *map(given.get, self._state_arrays), *launch.args, coefficient * unscale)
             self._remember(launch)
             project(params, launch.group)
         checked.done()
