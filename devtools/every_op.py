@@ -58,7 +58,7 @@ def every_op(xp: Any, dtype: type) -> int:
         gate, up, dy = normal(*shape), normal(*shape), normal(*shape)
         each(fg.swiglu(gate, up), fg.swiglu_backward(dy, gate, up))
         each(fg.geglu(gate, up), fg.geglu_backward(dy, gate, up))
-        each(fg.mse(gate, up))
+        each(fg.mse(gate, up), fg.binary_cross_entropy_with_logits(gate, up))
     x, dy = normal(5, 3, 7), normal(5, 3, 7)
     for weight in (normal(1), normal(3)):
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))

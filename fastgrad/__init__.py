@@ -16,7 +16,7 @@ from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
-from fastgrad.losses import mse, softmax_cross_entropy
+from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -52,6 +52,7 @@ __all__ = [
     "adam_step",
     "adaptive_clip",
     "backend",
+    "binary_cross_entropy_with_logits",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",

@@ -82,3 +82,35 @@ def mse(pred: Array, target: Array, *, out: Array | None = None) -> tuple[Array,
     gradient = output("out", out, "pred", pred, aliases=(("pred", pred), ("target", target)))
     loss = kernels("mse", p).mse(p, t, gradient) if p.size else math.nan
     return _scalar(loss, p), finish(out, gradient)
+
+
+def binary_cross_entropy_with_logits(logits: Array, targets: Array, *, out: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean binary cross-entropy of sigmoid(logits) against targets, in nats, and its gradient.
+
+        loss = mean of  -t log s(z) - (1 - t) log s(-z),    dz = (s(z) - t) / n,    s the sigmoid
+
+    Computed from exp(-|z|), so that both are right to a few units in the last place out to where they underflow: at
+    t = 1 and z = 50 in float32 the loss is 2e-22, and not 0. NaN in either array gives a NaN loss. Empty arrays give a
+    NaN loss and an empty gradient, as in torch.
+
+    Args:
+        logits: any shape, float32 or float64; n is its size.
+        targets: the shape and dtype of logits, from 0 to 1, which nobody looks at; 0 and 1 are the classes.
+        out: array of the shape and dtype of logits that receives the gradient. It may be logits or targets, and may
+            not overlap them otherwise.
+
+    Returns:
+        The loss, 0-d array of the dtype of logits, and the gradient, the shape of logits (`out` itself where given). On
+        a device both stay there, and nothing waits for them.
+
+    Raises:
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of logits.
+        ValueError: a shape does not fit, out is read-only or overlaps.
+    """
+    z = float_array("logits", logits)
+    t = float_array_like("targets", targets, "logits", z)
+    gradient = output("out", out, "logits", logits, aliases=(("logits", logits), ("targets", targets)))
+    loss = math.nan
+    if z.size:
+        loss = kernels("binary_cross_entropy", z).binary_cross_entropy(z, t, gradient)
+    return _scalar(loss, z), finish(out, gradient)

@@ -161,6 +161,9 @@ CALLS = {
     "geglu": lambda dtype: call_glu("geglu", dtype),
     "embedding": call_embedding,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
+    "binary_cross_entropy_with_logits": lambda dtype: fastgrad.binary_cross_entropy_with_logits(
+        np.ones(3, dtype), np.zeros(3, dtype)
+    ),
     "mse": lambda dtype: fastgrad.mse(np.ones(3, dtype), np.zeros(3, dtype)),
     "health": lambda dtype: fastgrad.health(arrays((31, 7), (5,), dtype=dtype)),
     "global_norm": lambda dtype: call_norms("global_norm", dtype),
