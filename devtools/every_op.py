@@ -65,6 +65,7 @@ def every_op(xp: Any, dtype: type) -> int:
     for rows, classes in ((1, 1), (9, 33), (5, 1031)):
         targets = xp.asarray(rng.integers(0, classes, rows))
         each(fg.softmax_cross_entropy(normal(rows, classes), targets))
+        each(fg.softmax_cross_entropy(normal(rows, classes), targets, label_smoothing=0.1, ignore_index=0))
 
     shapes = [(3,), (0,), (17, 5), (1,), (40000,), (129,)]
 
