@@ -84,13 +84,14 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
         gate, up, dy = normal(*shape), normal(*shape), normal(*shape)
         each(fg.swiglu(gate, up), fg.swiglu_backward(dy, gate, up))
         each(fg.geglu(gate, up), fg.geglu_backward(dy, gate, up))
-        each(fg.mse(gate, up))
+        each(fg.mse(gate, up), fg.binary_cross_entropy_with_logits(gate, up))
     x, dy = normal(5, 3, 7), normal(5, 3, 7)
     for weight in (normal(1), normal(3)):
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
     for rows, classes in ((1, 1), (9, 33), (5, 1031)):
         targets = xp.asarray(rng.integers(0, classes, rows))
         each(fg.softmax_cross_entropy(normal(rows, classes), targets))
+        each(fg.softmax_cross_entropy(normal(rows, classes), targets, label_smoothing=0.1, ignore_index=0))
 
     shapes = [(3,), (0,), (17, 5), (1,), (40000,), (129,)]
 

@@ -16,7 +16,7 @@ from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
-from fastgrad.losses import mse, softmax_cross_entropy
+from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -31,7 +31,7 @@ from fastgrad.recurrent import (
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
-    from fastgrad import init, layers
+    from fastgrad import init, layers, schedules
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
@@ -52,6 +52,7 @@ __all__ = [
     "adam_step",
     "adaptive_clip",
     "backend",
+    "binary_cross_entropy_with_logits",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
@@ -77,6 +78,7 @@ __all__ = [
     "prelu_backward",
     "reorder_gates",
     "rmsprop_step",
+    "schedules",
     "set_backend",
     "set_num_threads",
     "set_subnormals",
@@ -89,7 +91,7 @@ __all__ = [
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
-_LAZY_MODULES = {"init", "layers"}
+_LAZY_MODULES = {"init", "layers", "schedules"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",

@@ -17,7 +17,7 @@ from fastgrad._arrays import copy_like, to_host
 from fastgrad._checks import TensorSets
 from fastgrad._dispatch import kernels
 from fastgrad._step_report import DeviceReport, StepReport
-from fastgrad.clipping import clip_coefficient
+from fastgrad.clipping import PROJECTION, clip_coefficient, project
 
 if TYPE_CHECKING:
     from fastgrad.optim import Optimizer
@@ -58,10 +58,12 @@ class OnDevice:
     def __init__(self, optimizer: Optimizer, like: Any) -> None:
         self._optimizer = optimizer
         groups = [place for place, group in enumerate(optimizer.param_groups) for _ in group["params"]]
+        self._groups = groups
         stem, _, _ = optimizer._rule(optimizer.param_groups[0])
         op, self._module = kernels(stem, like), kernels("step", like)
         self._steps = self._module.Steps(op.UPDATE, op.FINISH, like, groups)
         self._known: _Known | None = None
+        self._unscale = 1.0  # of the step before: a graph goes on with it
         self._tell()
 
     def _tell(self) -> None:
@@ -104,10 +106,11 @@ class OnDevice:
     def refresh(self) -> None:
         optimizer = self._optimizer
         numbers = [optimizer._rule(group)[1] for group in optimizer.param_groups]
-        self._steps.set(optimizer.max_norm, optimizer.nonfinite, numbers)
+        self._steps.set(optimizer.max_norm, optimizer.nonfinite, self._unscale, numbers)
 
-    def step(self, grads: list[Any]) -> StepReport:
+    def step(self, grads: list[Any], unscale: float) -> StepReport:
         optimizer = self._optimizer
+        self._unscale = unscale
         for group in optimizer.param_groups:
             optimizer._check_group(group)
         given = [parameter.data for parameter in optimizer._parameters] + grads
@@ -136,6 +139,7 @@ class OnDevice:
             plan = self._module.plan_of(updates)
         self.refresh()
         report = DeviceReport(self._steps.run(plan, updates))
+        self._project(updates)
         if optimizer.nonfinite == "raise" and report.skipped:
             raise FloatingPointError(self._blame())
         if checked is not None:
@@ -175,6 +179,23 @@ class OnDevice:
             data = self._optimizer._parameters[index].data
             entry[key] = self._steps.device.xp.zeros(data.shape, data.dtype)
         return entry[key]
+
+    def _project(self, updates: list[Any]) -> None:
+        # An update may hold the parameters of several groups.
+        groups = self._optimizer.param_groups
+        limited = [any(group[key] is not None for key in PROJECTION) for group in groups]
+        if not any(limited):
+            return
+        for place, group in enumerate(groups):
+            if limited[place]:
+                mine = [
+                    array
+                    for one in updates
+                    for array, index in zip(one.lists[0], one.indices, strict=True)
+                    if self._groups[index] == place
+                ]
+                if mine:
+                    project(mine, group)
 
     def _blame(self) -> str:
         named = []

@@ -41,6 +41,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "geglu": ("glu",),
     "embedding": ("embedding",),
     "softmax_cross_entropy": ("cross_entropy",),
+    "binary_cross_entropy_with_logits": ("binary_cross_entropy",),
     "mse": ("mse",),
     "health": ("health",),
     "global_norm": ("norm",),

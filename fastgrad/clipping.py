@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -234,12 +234,45 @@ def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
         ValueError: low > high, a bound is NaN, an array is read-only or overlaps another.
     """
-    low = number("low", low, finite=False)
-    high = number("high", high, finite=False)
-    if low > high:
-        raise ValueError(f"low: expected at most high = {high}, got {low}")
+    low, high = _bounds("low", low, "high", high)
     groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
     checked = groups.lists[0]
     if checked:
         list_kernels("clip", checked).clip_by_value(checked, low, high)
         groups.done()
+
+
+def _bounds(low_name: str, low: Any, high_name: str, high: Any) -> tuple[float, float]:
+    low, high = number(low_name, low, finite=False), number(high_name, high, finite=False)
+    if low > high:
+        raise ValueError(f"{low_name}: expected at most {high_name} = {high}, got {low}")
+    return low, high
+
+
+# Entries of a parameter group that limit the weights after a step, None where they don't.
+PROJECTION = ("weight_range", "max_weight_norm", "weight_norm_axis")
+
+
+def check_projection(group: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for limits of the weights that make no sense."""
+    bounds, limit, axis = (group[key] for key in PROJECTION)
+    if bounds is not None:
+        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+            raise ValueError(f"weight_range: expected two numbers (low, high) or None, got {bounds!r}")
+        _bounds("weight_range[0]", bounds[0], "weight_range[1]", bounds[1])
+        if limit is not None:
+            raise ValueError("weight_range: expected None beside max_weight_norm; give one of the two")
+    if limit is not None:
+        number("max_weight_norm", limit, 0.0, finite=False)
+    checked_axis("weight_norm_axis", axis)
+    if axis is not None and limit is None:
+        raise ValueError("weight_norm_axis: needs max_weight_norm, got None")
+
+
+def project(checked: Sequence[Array], group: Mapping[str, Any]) -> None:
+    """Bring a checked list of parameters back inside the limits of their group."""
+    bounds, limit, axis = (group[key] for key in PROJECTION)
+    if bounds is not None:
+        list_kernels("clip", checked).clip_by_value(checked, *map(float, bounds))
+    elif limit is not None:
+        clip_norms(checked, float(limit), axis)

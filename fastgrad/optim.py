@@ -17,12 +17,13 @@ from fastgrad._arrays import copy_like, is_array, kind_name
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad._step_report import StepReport
-from fastgrad.clipping import clip_coefficient
+from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
 
 if TYPE_CHECKING:
     from fastgrad._device_step import OnDevice
+    from fastgrad.schedules import Schedule
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "StepReport"]
 
@@ -35,6 +36,7 @@ NONFINITE = ("skip", "raise", "propagate")
 class _Launch:
     """One call of a kernel in a step: for which parameters, with which states, and what `_remember` is to keep."""
 
+    group: dict[str, Any]
     kernel: Callable[..., None]
     indices: list[int]
     entries: list[dict[str, Any]]
@@ -55,12 +57,23 @@ class Optimizer:
 
     params: Parameters or plain arrays, or groups of them as dictionaries {"params": [...], "lr": 0.1, ...}, where what
         a group does not name is the optimizer's default. All are float32 or all float64.
+    lr: a number, or a schedule: any function of the number of the step, from 0, such as those of `fastgrad.schedules`.
+        It is asked before each step and what it says stands in the group's "lr"; `scheduled_steps` counts the calls of
+        `step`, those that were skipped too, and is part of `state_dict`, which the schedule itself is not. Where a
+        graph is replayed, add its steps to `scheduled_steps` and call `refresh`.
     max_norm: the global norm of the gradients is clipped to it by the coefficient min(1, max_norm / (norm + 1e-6)).
     nonfinite: what a step does when the norm is NaN or infinite. "skip" changes nothing and counts it in
         `skipped_steps`; "raise" changes nothing and raises FloatingPointError naming the tensors; "propagate" goes on
         as torch does.
     gradient_norm: is fed each Parameter's gradient by the backward pass that stores it or adds to it, so that `step`
         does not read it for the norm; see `fastgrad.GradientNorm`. Gradients of plain arrays may be fed to it by hand.
+
+    weight_range: (low, high), to which every weight is clamped after the step (Arjovsky, Chintala & Bottou, Wasserstein
+        GAN, 2017).
+    max_weight_norm: after the step each parameter is scaled by min(1, max_weight_norm / (norm + 1e-6)), norm its l2
+        norm; with weight_norm_axis=0 each of its rows by its own, as `fastgrad.clip_by_norm` takes them (Srivastava et
+        al., Dropout, 2014). One of the two limits at most; both act on what takes part in the step, in a pass of its
+        own, and on a GPU also where the step itself is skipped. To leave biases out give them a group of their own.
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
 
@@ -94,6 +107,8 @@ class Optimizer:
         self._skipped = 0
         self._device: OnDevice | None = None
         self.param_groups: list[dict[str, Any]] = []
+        self._schedules: list[Callable[[int], float] | None] = []  # of each group
+        self.scheduled_steps = 0
         self._defaults = defaults
         single = isinstance(params, np.ndarray | Parameter | Mapping) or is_array(params)
         entries = [params] if single else list(params)
@@ -125,8 +140,18 @@ class Optimizer:
         single = isinstance(members, np.ndarray | Parameter) or is_array(members)
         members = [members] if single else list(members)
         complete = {"params": members, **self._defaults, **{key: group[key] for key in group if key != "params"}}
+        rate = complete["lr"]
+        self._schedules.append(rate if callable(rate) else None)
+        if callable(rate):
+            complete["lr"] = rate(0)
         self._check_group(complete)
         self.param_groups.append(complete)
+
+    def _schedule(self) -> None:
+        """Give the groups that have a schedule the rate of this step."""
+        for group, schedule in zip(self.param_groups, self._schedules, strict=True):
+            if schedule is not None:
+                group["lr"] = schedule(self.scheduled_steps)
 
     def _check_params(self) -> None:
         seen: dict[int, int] = {}
@@ -153,7 +178,7 @@ class Optimizer:
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError for a value of a group that makes no sense."""
-        raise NotImplementedError
+        check_projection(group)
 
     def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
         """Return what a step of `group` launches for the parameters with these indices."""
@@ -190,23 +215,35 @@ class Optimizer:
 
         `step` does so itself; parameters in host memory need none of it.
         """
+        self._schedule()
         device = self._on_device()
         if device is not None:
             device.refresh()
 
-    def step(self, grads: Sequence[Array | None] | Array | None = None) -> StepReport:
+    def step(
+        self, grads: Sequence[Array | None] | Array | None = None, *, grad_scale: float | None = None
+    ) -> StepReport:
         """Take one step, in place on the parameters and the state; gradients are only read.
 
         grads: a gradient or None for every parameter, over all groups in their order. Without it the Parameters' own
             `grad` is used. A parameter whose gradient is None is left as it is, and so is its state.
+        grad_scale: factor that the gradients carry, above 0: they are divided by it inside the update, before
+            max_norm looks at their norm. After backward passes over n micro-batches of one size, whose layers have
+            added to `grad`, grad_scale=n makes the update of the whole batch to rounding, without a pass or an array
+            more. None: 1.
 
         Raises FloatingPointError with nonfinite="raise", and TypeError or ValueError for gradients that don't fit;
         nothing is changed then.
         """
         by_index = self._gradients(grads)
+        self._schedule()
         device = self._on_device()
-        if device is not None:
-            return device.step(by_index)
+        unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
+        report = self._step(by_index, unscale) if device is None else device.step(by_index, unscale)
+        self.scheduled_steps += 1
+        return report
+
+    def _step(self, by_index: list[Any], unscale: float) -> StepReport:
         launches: list[_Launch] = []
         start = 0
         for group in self.param_groups:
@@ -218,7 +255,7 @@ class Optimizer:
                 launches += self._launches(group, indices)
         data = [parameter.data for parameter in self._parameters]
         checked = TensorSets([launch.lists(data, by_index) for launch in launches])
-        norm = self._norm(checked, launches, by_index)
+        norm = self._norm(checked, launches, by_index) * unscale
         if not math.isfinite(norm) and self.nonfinite != "propagate":
             if self.nonfinite == "raise":
                 raise FloatingPointError(self._blame(checked, launches))
@@ -228,8 +265,9 @@ class Optimizer:
         coefficient = 1.0 if self.max_norm is None else clip_coefficient(norm, self.max_norm)
         for launch, (params, gradients, *states) in zip(launches, checked.sets, strict=True):
             given = dict(zip(launch.states, states, strict=True))
-            launch.kernel(params, gradients, *map(given.get, self._state_arrays), *launch.args, coefficient)
+            launch.kernel(params, gradients, *map(given.get, self._state_arrays), *launch.args, coefficient * unscale)
             self._remember(launch)
+            project(params, launch.group)
         checked.done()
         return StepReport(norm, coefficient, False)
 
@@ -240,7 +278,7 @@ class Optimizer:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return {"state": {index: {...}}, "param_groups": [...], "skipped_steps": n}.
+        """Return {"state": {index: {...}}, "param_groups": [...], "skipped_steps": n, "scheduled_steps": n}.
 
         The form is torch's, with the parameters' indices in place of themselves; arrays are the optimizer's own, on
         the device of the parameters. The numbers of steps are host numbers, for which this waits for the device.
@@ -252,7 +290,8 @@ class Optimizer:
             start = end
         entries = self._state if self._device is None else self._device.entries()
         state = {index: dict(entry) for index, entry in enumerate(entries) if entry}
-        return {"state": state, "param_groups": groups, "skipped_steps": self.skipped_steps}
+        return {"state": state, "param_groups": groups, "skipped_steps": self.skipped_steps,
+                "scheduled_steps": self.scheduled_steps}  # fmt: skip
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, whose arrays are copied. That of the torch optimizer of the same name fits as well.
@@ -265,11 +304,12 @@ class Optimizer:
         sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
         if sizes != own:
             raise ValueError(f"state_dict: expected groups of {own} parameters, got {sizes}")
-        missing = [key for group in groups for key in self._defaults if key not in group]
+        # torch's groups know nothing of the weights' limits.
+        missing = [key for group in groups for key in self._defaults if key not in group and key not in PROJECTION]
         if missing:
             raise ValueError(f"state_dict: a group lacks {missing}; it belongs to another optimizer")
         updated = [
-            {"params": mine["params"], **{key: _plain(group[key]) for key in self._defaults}}
+            {"params": mine["params"], **{key: _plain(group.get(key)) for key in self._defaults}}
             for mine, group in zip(self.param_groups, groups, strict=True)
         ]
         for group in updated:
@@ -283,6 +323,7 @@ class Optimizer:
         self.param_groups[:] = updated
         self._state = states
         self._skipped = int(state_dict.get("skipped_steps", 0))
+        self.scheduled_steps = int(state_dict.get("scheduled_steps", 0))
         if self._device is not None:
             self._device.adopt()
 
@@ -350,7 +391,9 @@ class Optimizer:
                     named[index] = f"{name} (norm {norm:g})"
         return f"the gradient is not finite in {', '.join(named[k] for k in sorted(named))}; nothing was changed"
 
-    def _launch(self, stem: str, indices: list[int], keys: Sequence[str], args: tuple[Any, ...]) -> _Launch:
+    def _launch(
+        self, stem: str, group: dict[str, Any], indices: list[int], keys: Sequence[str], args: tuple[Any, ...]
+    ) -> _Launch:
         """Return the launch of `<stem>_step`(params, grads, a list or None for each of _state_arrays, *args, scale).
 
         keys: the states that take part; a parameter that has none yet gets zeros, which `_remember` makes its own.
@@ -366,7 +409,7 @@ class Optimizer:
                     entry[key] if key in entry else np.zeros_like(self._parameters[index].data, order="C")
                     for index, entry in zip(indices, entries, strict=True)
                 ]
-        return _Launch(getattr(kernels(stem), f"{stem}_step"), indices, entries, states, fresh, args)
+        return _Launch(group, getattr(kernels(stem), f"{stem}_step"), indices, entries, states, fresh, args)
 
     def _by_step(self, indices: list[int]) -> dict[int, list[int]]:
         """Return the indices by the number of the step that their parameters are to take."""
@@ -402,7 +445,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
@@ -412,6 +455,9 @@ class SGD(Optimizer):
         max_norm: float | None = None,
         nonfinite: str = "skip",
         gradient_norm: GradientNorm | None = None,
+        weight_range: tuple[float, float] | None = None,
+        max_weight_norm: float | None = None,
+        weight_norm_axis: int | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -420,10 +466,14 @@ class SGD(Optimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
+            "weight_range": weight_range,
+            "max_weight_norm": max_weight_norm,
+            "weight_norm_axis": weight_norm_axis,
         }
         super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         for key in ("lr", "momentum", "weight_decay"):
             number(key, group[key], 0.0)
         number("dampening", group["dampening"])
@@ -445,7 +495,7 @@ class SGD(Optimizer):
 
         def launch(chosen: list[int], dampening: float) -> _Launch:
             rates = (float(group["lr"]), momentum, dampening, bool(group["nesterov"]), float(group["weight_decay"]))
-            return self._launch("sgd", chosen, self._used(group), (*rates, bool(group["maximize"])))
+            return self._launch("sgd", group, chosen, self._used(group), (*rates, bool(group["maximize"])))
 
         if not (momentum and dampening):
             return [launch(indices, dampening)]
@@ -470,7 +520,7 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-2,
+        lr: float | Schedule = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -481,6 +531,9 @@ class RMSprop(Optimizer):
         max_norm: float | None = None,
         nonfinite: str = "skip",
         gradient_norm: GradientNorm | None = None,
+        weight_range: tuple[float, float] | None = None,
+        max_weight_norm: float | None = None,
+        weight_norm_axis: int | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -490,10 +543,14 @@ class RMSprop(Optimizer):
             "momentum": momentum,
             "centered": centered,
             "maximize": maximize,
+            "weight_range": weight_range,
+            "max_weight_norm": max_weight_norm,
+            "weight_norm_axis": weight_norm_axis,
         }
         super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         for key in ("lr", "eps", "weight_decay", "momentum"):
             number(key, group[key], 0.0)
         number("alpha", group["alpha"], 0.0, 1.0)
@@ -513,7 +570,9 @@ class RMSprop(Optimizer):
         return "rmsprop", [_sign(group), *self._rates(group)], variant
 
     def _launches(self, group: dict[str, Any], indices: list[int]) -> list[_Launch]:
-        return [self._launch("rmsprop", indices, self._used(group), (*self._rates(group), bool(group["maximize"])))]
+        return [
+            self._launch("rmsprop", group, indices, self._used(group), (*self._rates(group), bool(group["maximize"])))
+        ]
 
 
 class Adam(Optimizer):
@@ -532,7 +591,7 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -542,6 +601,9 @@ class Adam(Optimizer):
         max_norm: float | None = None,
         nonfinite: str = "skip",
         gradient_norm: GradientNorm | None = None,
+        weight_range: tuple[float, float] | None = None,
+        max_weight_norm: float | None = None,
+        weight_norm_axis: int | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -550,10 +612,14 @@ class Adam(Optimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
+            "weight_range": weight_range,
+            "max_weight_norm": max_weight_norm,
+            "weight_norm_axis": weight_norm_axis,
         }
         super().__init__(params, defaults, max_norm=max_norm, nonfinite=nonfinite, gradient_norm=gradient_norm)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         for key in ("lr", "eps", "weight_decay"):
             number(key, group[key], 0.0)
         betas = group["betas"]
@@ -577,7 +643,7 @@ class Adam(Optimizer):
         keys, rates = self._used(group), self._rates(group)
         # One launch, unless parameters were left out of steps: their bias correction is another.
         return [
-            self._launch("adam", chosen, keys, (step, *rates, self._decoupled, bool(group["maximize"])))
+            self._launch("adam", group, chosen, keys, (step, *rates, self._decoupled, bool(group["maximize"])))
             for step, chosen in self._by_step(indices).items()
         ]
 
@@ -593,7 +659,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -603,6 +669,9 @@ class AdamW(Adam):
         max_norm: float | None = None,
         nonfinite: str = "skip",
         gradient_norm: GradientNorm | None = None,
+        weight_range: tuple[float, float] | None = None,
+        max_weight_norm: float | None = None,
+        weight_norm_axis: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -615,6 +684,9 @@ class AdamW(Adam):
             max_norm=max_norm,
             nonfinite=nonfinite,
             gradient_norm=gradient_norm,
+            weight_range=weight_range,
+            max_weight_norm=max_weight_norm,
+            weight_norm_axis=weight_norm_axis,
         )
 
 
@@ -624,6 +696,8 @@ def _sign(group: dict[str, Any]) -> float:
 
 def _plain(value: Any) -> Any:
     """Return a group's value as plain Python: torch may hold lr as a 0-d tensor, JSON betas as a list."""
+    if value is None:
+        return None
     if isinstance(value, tuple | list):
         return tuple(float(part) for part in value)
     return value if isinstance(value, bool | int | float) else float(value)

@@ -1,6 +1,7 @@
-"""Mean softmax cross-entropy with its gradient in one pass over the rows, M rows of V classes.
+"""Mean softmax cross-entropy with its gradient in one pass over the rows, M counted rows of V classes.
 
-    loss = mean over rows of  log sum_j exp(z_j) - z_target,    dz_j = (softmax(z)_j - [j = target]) / M
+    q_j = (1 - smoothing) [j = target] + smoothing / V
+    loss = mean over rows of  log sum_j exp(z_j) - sum_j q_j z_j,    dz_j = (softmax(z)_j - q_j) / M
 
 Bytes: 8 a logit in float32; a row stays in the cache between its maximum, its sum and its gradient.
 """
@@ -20,11 +21,15 @@ ROWS = 16  # rows of one block
 
 
 @runtime.kernel
-def _softmax_rows(dtype: np.dtype) -> Any:
-    """pointers: logits, targets, M, V, dlogits, results (M, 2): sum of exp(z - max), z_target - max."""
+def _softmax_rows(dtype: np.dtype, smoothed: bool) -> Any:
+    """pointers: logits, targets, rows, V, dlogits, results (rows, 2): sum of exp(z - max), sum of q (z - max); M,
+    whether a target is ignored, which; numbers (2,): 1 - smoothing, smoothing / V.
+    """
     item = dtype.itemsize
 
-    def row(m: Machine, z: Value, dz: Value, target: Value, classes: Value, rows: Value, result: Value) -> None:
+    def row(
+        m: Machine, z: Value, dz: Value, target: Value, classes: Value, rows: Value, result: Value, numbers: Value
+    ) -> None:
         lowest = m.full(-np.inf)
 
         def largest(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
@@ -38,51 +43,82 @@ def _softmax_rows(dtype: np.dtype) -> Any:
 
         top = m.splat(m.reduce(m.fold(0, classes, [lowest], largest)[0], pick))
         one = m.mask(classes * 0 + 1)
-        chosen = m.load(z + target * item, one) - m.select(one, top, 0.0)
-        m.store_double(result + 8, m.reduce(chosen, lambda a, b: a + b))
+        chosen = m.reduce(m.load(z + target * item, one) - m.select(one, top, 0.0), lambda a, b: a + b)
+        if not smoothed:
+            m.store_double(result + 8, chosen)
 
         def exponentials(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
-            e = vecmath.exp(m, m.load(z + index * item, mask) - top)
+            shifted = m.load(z + index * item, mask) - top
+            e = vecmath.exp(m, shifted)
             m.store(dz + index * item, e, mask)
-            return [state[0] + (e if mask is None else m.select(mask, e, 0.0))]
+            terms = [e, shifted][: len(state)]
+            if mask is not None:
+                terms = [m.select(mask, term, 0.0) for term in terms]
+            return [sum_ + term for sum_, term in zip(state, terms, strict=True)]
 
-        total = m.reduce(m.fold(0, classes, [m.zero()], exponentials)[0], lambda a, b: a + b)
+        sums = m.fold(0, classes, [m.zero()] * (2 if smoothed else 1), exponentials)
+        total = m.reduce(sums[0], lambda a, b: a + b)
         m.store_double(result, total)
         count = m.splat(m.to_double(rows))
         divisor = m.splat(total) * count
+        hit = each = m.full(1.0)
+        if smoothed:
+            hit, each = m.splat(m.load_double(numbers)), m.splat(m.load_double(numbers + 8))
+            linear = m.splat(m.reduce(sums[1], lambda a, b: a + b))
+            m.store_double(result + 8, m.reduce(m.fma(linear, each, m.splat(chosen) * hit), lambda a, b: a))
 
         def gradient(index: Value, mask: Value | None) -> None:
-            m.store(dz + index * item, m.load(dz + index * item, mask) / divisor, mask)
+            share = m.load(dz + index * item, mask) / divisor
+            m.store(dz + index * item, share - each / count if smoothed else share, mask)
 
         m.over(0, classes, gradient)
         at = dz + target * item
-        m.store(at, m.load(at, one) - m.full(1.0) / count, one)
+        m.store(at, m.load(at, one) - hit / count, one)
 
-    run_row = traced(row, dtype)
+    def nothing(m: Machine, dz: Value, classes: Value) -> None:
+        m.over(0, classes, lambda index, mask: m.store(dz + index * item, m.zero(), mask))
+
+    run_row, clear = traced(row, dtype), traced(nothing, dtype)
 
     def kernel(block, pointers):
         rows, classes = pointers[2], pointers[3]
         for r in range(block * ROWS, min(rows, (block + 1) * ROWS)):
             at = r * classes * item
-            target = runtime.peek(pointers[1], r)
-            run_row(pointers[0] + at, pointers[4] + at, target, classes, rows, pointers[5] + r * 16)
+            target, result = runtime.peek(pointers[1], r), pointers[5] + r * 16
+            if pointers[7] and target == pointers[8]:
+                clear(pointers[4] + at, classes)
+                runtime.poke_double(result, 0, 1.0)
+                runtime.poke_double(result, 1, 0.0)
+            else:
+                run_row(pointers[0] + at, pointers[4] + at, target, classes, pointers[6], result, pointers[9])
 
     return kernel
 
 
-def cross_entropy(logits: np.ndarray, targets: np.ndarray, dlogits: np.ndarray) -> float:
-    """Return the loss and write the gradient into dlogits (M, V), may be logits; targets int64 (M,). NaN if M = 0."""
+def cross_entropy(
+    logits: np.ndarray, targets: np.ndarray, dlogits: np.ndarray, smoothing: float = 0.0, ignored: int | None = None
+) -> float:
+    """Return the loss and write the gradient into dlogits (M, V), may be logits; targets int64 (M,). NaN if M = 0.
+
+    Where a target is `ignored` the gradient is 0 and the row is not counted.
+    """
     rows, classes = logits.shape
+    counted = rows if ignored is None else int(np.count_nonzero(targets != ignored))
     if rows == 0:
         return math.nan
-    results = np.empty((rows, 2))
+    results, numbers = np.empty((rows, 2)), np.array([1 - smoothing, smoothing / classes])
     pointers = np.array(
         [
             runtime.address(logits), runtime.address(targets), rows, classes,
-            runtime.address(dlogits), runtime.address(results),
+            runtime.address(dlogits), runtime.address(results), counted, ignored is not None, ignored or 0,
+            runtime.address(numbers),
         ],
         np.int64,
     )  # fmt: skip
-    runtime.run(_softmax_rows(logits.dtype), -(-rows // ROWS), pointers, parallel=logits.size > PARALLEL_SIZE // 4)
+    kernel = _softmax_rows(logits.dtype, smoothing != 0)
+    runtime.run(kernel, -(-rows // ROWS), pointers, parallel=logits.size > PARALLEL_SIZE // 4)
+    if not counted:
+        return math.nan
     with np.errstate(all="ignore"):
-        return float(np.mean(np.log(results[:, 0]) - results[:, 1]))
+        losses = np.log(results[:, 0]) - results[:, 1]
+        return float(np.mean(losses) if counted == rows else np.sum(losses) / counted)

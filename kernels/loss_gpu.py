@@ -10,12 +10,15 @@ from . import cuda
 
 Array = Any
 
-_MEAN = cuda.Kernel("loss", "fg_loss_mean", "terms: f64*, loss: T*, count: i64, divisor: f64")
+_MEAN = cuda.Kernel("loss", "fg_loss_mean", "terms: f64*, loss: T*, count: i64, divisor: f64, counted: i64*?")
 
 
-def mean(terms: Array, divisor: int, dtype: np.dtype) -> Array:
-    """Return the sum of `terms` (count,) float64 over `divisor`, a 0-d array of the dtype on the device."""
+def mean(terms: Array, divisor: int, dtype: np.dtype, counted: Array | None = None) -> Array:
+    """Return the sum of `terms` (count,) float64 over `divisor`, a 0-d array of the dtype on the device.
+
+    counted : (1,) int64, stands for divisor where given
+    """
     device = cuda.device_of(terms)
     loss = device.xp.empty((), dtype)
-    _MEAN(device, dtype, 1, cuda.threads(device, cuda.LARGEST_BLOCK), terms, loss, terms.size, divisor)
+    _MEAN(device, dtype, 1, cuda.threads(device, cuda.LARGEST_BLOCK), terms, loss, terms.size, divisor, counted)
     return loss

@@ -8,6 +8,7 @@
 #include "norms.cuh"
 
 constexpr int GROUP = 8;    // doubles of a parameter group, see the rule of the op
+constexpr int GROUPS_FROM = 3;
 constexpr int NUMBERS = 9;  // doubles that an update takes, the first of them times the gradient; unused ones are 0
 
 struct Numbers {
@@ -29,11 +30,12 @@ struct Numbers {
 // What an optimizer keeps on the device, over its parameters: a tensor's `number` in the table is its parameter's.
 struct State {
     const double* settings;  // in: the norm to clip to, negative for none; what to do where the norm is not finite: 0 go
-                             // on, 1 leave everything as it is and count it, 2 leave it; from [2] (groups, GROUP)
+                             // on, 1 leave everything as it is and count it, 2 leave it; the factor of every
+                             // gradient, before its norm is clipped; from [GROUPS_FROM] (groups, GROUP)
     const index_t* group;    // (parameters,) in
     index_t* steps;          // (parameters,) in/out: steps taken
     double* own;             // (parameters, NUMBERS) out
-    double* control;         // (2,) out: the coefficient, and 1 where the step is taken, else 0
+    double* control;         // (2,) out: the coefficient and that factor, and 1 where the step is taken, else 0
     index_t* skipped;        // (1,) in/out
     double* report;          // (3,) out: norm, coefficient (0 where skipped), whether skipped
 };
@@ -44,11 +46,12 @@ template <class F> __device__ void finish_step(const Table& table, const Sums& s
     double norm;
     if (!finish_norms(table, sums, norm)) return;
     if (threadIdx.x == 0) {
-        const double policy = state.settings[1];
+        const double policy = state.settings[1], unscale = state.settings[2];
+        norm *= unscale;
         const bool finite = fabs(norm) <= 1.7976931348623157e308;
         goes_on = finite || policy == 0;
         const double coefficient = goes_on ? clip_coefficient(norm, state.settings[0]) : 0.0;
-        state.control[0] = coefficient;
+        state.control[0] = coefficient * unscale;
         state.control[1] = goes_on;
         state.report[0] = norm;
         state.report[1] = coefficient;
@@ -59,7 +62,7 @@ template <class F> __device__ void finish_step(const Table& table, const Sums& s
     if (!goes_on) return;
     for (int k = threadIdx.x; k < table.tensors; k += blockDim.x) {
         const index_t number = table.number(k), step = ++state.steps[number];
-        const Numbers numbers = rule(state.settings + 2 + state.group[number] * GROUP, step);
+        const Numbers numbers = rule(state.settings + GROUPS_FROM + state.group[number] * GROUP, step);
 #pragma unroll
         for (int i = 0; i < NUMBERS; ++i) state.own[number * NUMBERS + i] = numbers.at[i];
     }

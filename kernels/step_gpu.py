@@ -18,7 +18,7 @@ from .table_gpu import Table, current_stream, refuse_capture, table_of
 
 Array = Any
 
-GROUP, NUMBERS = 8, 9  # as in step.cuh
+GROUP, NUMBERS, GROUPS_FROM = 8, 9, 3  # as in step.cuh
 POLICIES = {"propagate": 0, "skip": 1, "raise": 2}  # as in step.cuh: raising counts nothing
 
 _HEAD = "table: i64*, streams: i32, tensors: i32, "
@@ -131,18 +131,20 @@ class Steps:
             self.group = xp.asarray(np.array(groups, np.int64))
             self.steps, self.skipped = xp.zeros(count, np.int64), xp.zeros(1, np.int64)
             self.own, self.control = xp.zeros((count, NUMBERS), np.float64), xp.zeros(2, np.float64)
-            self.settings = xp.zeros(2 + GROUP * (max(groups) + 1), np.float64)
+            self.settings = xp.zeros(GROUPS_FROM + GROUP * (max(groups) + 1), np.float64)
         self.norms: Array = None
         self.taking_part: list[int] = []
         self._set: list[float] | None = None
 
-    def set(self, max_norm: float | None, nonfinite: str, groups: Iterable[Sequence[float]]) -> None:
-        """Bring the numbers of the groups to the device where they have changed.
+    def set(self, max_norm: float | None, nonfinite: str, unscale: float, groups: Iterable[Sequence[float]]) -> None:
+        """Bring the numbers of a step and of the groups to the device where they have changed.
+
+        unscale : factor of every gradient, before its norm is clipped
 
         Raises:
             RuntimeError: they have changed while a graph is captured, which would replay the copy.
         """
-        settings = [NO_LIMIT if max_norm is None else max_norm, float(POLICIES[nonfinite])]
+        settings = [NO_LIMIT if max_norm is None else max_norm, float(POLICIES[nonfinite]), unscale]
         for numbers in groups:
             settings += [*numbers, *[0.0] * (GROUP - len(numbers))]
         if settings == self._set:

@@ -259,13 +259,13 @@ def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.held = _Held(name)
         plain["__init__"](self, self.held.there(params), *args, **kwargs)
 
-    def step(self: Any, grads: Any = None) -> Any:
+    def step(self: Any, grads: Any = None, **more: Any) -> Any:
         held = self.held
         held.again()
         for mine, other in held.links:
             other.grad = None if mine.grad is None else held.there(mine.grad)
         try:
-            return plain["step"](self, held.there(grads))
+            return plain["step"](self, held.there(grads), **more)
         finally:
             held.transfer.back()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -218,18 +219,20 @@ def arrayed(constant):
 
 @cases("loss")
 def test_loss(backend, dtype, case):
-    for feature in ("label_smoothing", "ignore_index"):
-        if feature in case:
-            pytest.skip(f"{case['id']}: softmax_cross_entropy has no {feature}")
-    if case["fn"] not in {"mse", "cross_entropy"}:
+    functions = {"mse": fastgrad.mse, "cross_entropy": fastgrad.softmax_cross_entropy,
+                 "bce_logits": fastgrad.binary_cross_entropy_with_logits}  # fmt: skip
+    if case["fn"] not in functions:
         pytest.skip(f"{case['id']}: fastgrad has no loss {case['fn']}")
+    options = {name: case[name] for name in ("label_smoothing", "ignore_index") if name in case}
+    function = functools.partial(functions[case["fn"]], **options)
     pred = np.array(case["pred"], dtype=dtype)
-    if case["fn"] == "mse":
-        function, target = fastgrad.mse, np.array(case["target"], dtype=dtype)
-    else:
-        function, target = fastgrad.softmax_cross_entropy, np.array(case["target"])
+    target = np.array(case["target"], dtype=None if case["fn"] == "cross_entropy" else dtype)
     # fastgrad has the mean only; a loss for each row is the mean of that row alone.
     alone = [float(function(pred[k : k + 1], target[k : k + 1])[0]) for k in range(len(pred))]
+    if "ignore_index" in options:  # the mean of no row is none
+        alone = [
+            0.0 if ignored else loss for ignored, loss in zip(target == options["ignore_index"], alone, strict=True)
+        ]
     loss = {
         "mean": lambda: function(pred, target)[0],
         "none": lambda: alone,

@@ -200,7 +200,7 @@ def test_planted_faults_are_caught(monkeypatch, fault):
     expected_loss, expected = oracle(softmax_cross_entropy, logits, targets)
     original = cross_entropy_ref.cross_entropy
 
-    def wrong(z, t, dz):
+    def wrong(z, t, dz, *more):
         loss = original(z, (t + 1) % 7 if fault == "target" else t, dz)
         if fault == "mean":
             dz *= len(t)
@@ -211,3 +211,72 @@ def test_planted_faults_are_caught(monkeypatch, fault):
     with pytest.raises(AssertionError):
         assert_close(loss, expected_loss, "reduction", magnitude=np.abs(logits).max())
         assert_close(gradient, expected, "product", magnitude="largest")
+
+
+# --- label smoothing and ignored targets
+
+OPTIONS = [
+    {"label_smoothing": 0.1},
+    {"ignore_index": -100},
+    {"ignore_index": 0},
+    {"label_smoothing": 0.3, "ignore_index": -1},
+    {"label_smoothing": 1.0},
+]
+
+
+def with_ignored(shape, dtype, options, seed=0):
+    logits, targets = draw(shape, dtype, seed)
+    if "ignore_index" in options and targets.size > 1:
+        targets.reshape(-1)[1::3] = options["ignore_index"]
+    return logits, targets
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[1:8], (5, 1031)], ids=str)
+def test_options_against_torch(backend, dtype, shape, options):
+    torch = pytest.importorskip("torch")
+    logits, targets = with_ignored(shape, dtype, options)
+    t = torch.tensor(logits.reshape(-1, shape[-1]).astype(np.float64), requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(t, torch.tensor(targets.reshape(-1)), **options)
+    expected.backward()
+    loss, gradient = softmax_cross_entropy(logits, targets, **options)
+    assert loss.dtype == gradient.dtype == dtype
+    assert_close(loss, expected.item(), "reduction", magnitude=np.abs(logits).max())
+    wanted = t.grad.numpy().reshape(shape)
+    count = max(1, np.sum(targets != options.get("ignore_index")))
+    assert_close(gradient, wanted, "product", magnitude=np.abs(wanted) * 3 + 0.2 / count)
+    if "ignore_index" in options:
+        assert (gradient[targets == options["ignore_index"]] == 0).all()
+
+
+def test_options_by_central_differences(backend):
+    options = {"label_smoothing": 0.2, "ignore_index": 3}
+    logits, targets = draw((4, 5), np.float64)
+    targets[:] = 1, 3, 0, 4
+    gradient = softmax_cross_entropy(logits, targets, **options)[1]
+    numeric = central_difference(lambda: float(softmax_cross_entropy(logits, targets, **options)[0]), logits)
+    assert_close(gradient, numeric, "differences", magnitude=1.0)
+
+
+@pytest.mark.parametrize("V", [5, 1031])
+def test_ignored_rows_have_no_say(backend, dtype, V):
+    logits, targets = draw((4, V), dtype)
+    expected_loss, expected = softmax_cross_entropy(logits[1:3].copy(), targets[1:3].copy())
+    logits[0], logits[3, 0] = np.nan, np.inf
+    targets[[0, 3]] = -100
+    loss, gradient = softmax_cross_entropy(logits, targets, ignore_index=-100)
+    assert_close(loss, expected_loss, "reduction")
+    # A long row of a device is added up in an order that depends on where it lies.
+    assert_close(gradient[1:3], expected, "product", magnitude=np.abs(expected))
+    assert (gradient[[0, 3]] == 0).all()
+    targets[:] = -100
+    loss, gradient = softmax_cross_entropy(logits, targets, ignore_index=-100)
+    assert np.isnan(loss) and (gradient == 0).all()
+
+
+def test_errors_of_options():
+    logits, targets = draw((4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"label_smoothing: expected a finite number >= 0 and <= 1, got 1.5"):
+        softmax_cross_entropy(logits, targets, label_smoothing=1.5)
+    with pytest.raises(ValueError, match=r"targets: expected entries from 0 to 2 .*, got -2"):
+        softmax_cross_entropy(logits, np.array([0, -1, -2, 1]), ignore_index=-1)

@@ -193,7 +193,8 @@ def test_a_planted_difference_of_parameters_is_caught(fault):
     right = {"index_t V": "int V", "double* losses": "double losses", "int width": "float width",
              "storage_t* dlogits, ": ""}[fault]  # fmt: skip
     source = "extern \"C\" __global__ void fg_cross_entropy_rows(const float* logits, const long long* targets, " \
-        "storage_t* dlogits, double* losses, index_t M, index_t V, int width, int pairs) {}"  # fmt: skip
+        "storage_t* dlogits, double* losses, index_t M, index_t V, int width, int pairs, const index_t* counted, " \
+        "index_t ignored, float hit, float each) {}"  # fmt: skip
     given = "using storage_t = float; using index_t = long long;"
     kernels = [kernel for kernel in DECLARED if kernel.name == "fg_cross_entropy_rows"]
     assert differences(kernels, "float32", nvrtc.compile(given + source, "compute_90").ptx) == []
@@ -279,6 +280,8 @@ def test_planted_faults_of_registers_and_accesses_are_caught():
 @inspects
 @pytest.mark.parametrize(("dtype", "threads"), [("float32", 1024), ("float64", 512)])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_long_row_of_cross_entropy_has_registers_for_its_block(arch, dtype, threads):
-    kernel = sass.resources(compiled("cross_entropy", dtype, (), arch).log)["fg_cross_entropy_long_rows"]
-    assert kernel.registers * threads <= 65536
+@pytest.mark.parametrize("smoothed", [0, 1])
+def test_a_long_row_of_cross_entropy_has_registers_for_its_block(arch, dtype, threads, smoothed):
+    log = compiled("cross_entropy", dtype, (("smoothed", smoothed),), arch).log
+    kernel = sass.resources(log)["fg_cross_entropy_long_rows"]
+    assert kernel.registers * (threads >> smoothed) <= 65536

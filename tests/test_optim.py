@@ -10,6 +10,8 @@ import pytest
 from support import random
 from tolerances import assert_close
 
+import fastgrad
+from fastgrad.clipping import PROJECTION
 from fastgrad.layers import Parameter
 from fastgrad.optim import SGD, Adam, AdamW, RMSprop, StepReport
 
@@ -118,6 +120,7 @@ def test_defaults_are_torchs():
         theirs = getattr(torch.optim, optimizer.__name__)([torch.zeros(1)]).param_groups[0]
         mine = dict(optimizer([np.zeros(1)]).param_groups[0])
         del mine["params"]
+        assert [mine.pop(key) for key in PROJECTION] == [None] * 3
         assert mine == {key: theirs[key] for key in mine}
 
 
@@ -320,7 +323,7 @@ def test_a_dropped_bias_correction_is_noticed(cpu_backend, monkeypatch):
     """A planted fault: Adam that always takes its first step's bias correction must fail the comparison."""
     original = Adam._launch
     monkeypatch.setattr(
-        Adam, "_launch", lambda self, stem, i, keys, args: original(self, stem, i, keys, (1, *args[1:]))
+        Adam, "_launch", lambda self, stem, g, i, keys, args: original(self, stem, g, i, keys, (1, *args[1:]))
     )
     with pytest.raises(AssertionError, match=r"parameter 0.*entries are off"):
         test_trajectory_is_torchs(cpu_backend, np.float64, Adam, {"lr": 0.05}, None)
@@ -357,3 +360,92 @@ ERRORS = [
 def test_errors(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+# --- limits of the weights
+
+LIMITS = [
+    {"weight_range": (-0.4, 0.6)},
+    {"max_weight_norm": 1.5},
+    {"max_weight_norm": 0.9, "weight_norm_axis": 0},
+]
+
+
+def clipped_by_hand(params, limits):
+    if "weight_range" in limits:
+        fastgrad.clip_by_value(params, *limits["weight_range"])
+    else:
+        fastgrad.clip_by_norm(params, limits["max_weight_norm"], axis=limits.get("weight_norm_axis"))
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=["range", "norm", "rows"])
+@pytest.mark.parametrize("optimizer", [SGD, RMSprop, AdamW])
+def test_weights_are_clipped_after_each_step(backend, dtype, optimizer, limits):
+    ours, free = starts(dtype), starts(dtype)
+    limited = optimizer([{"params": ours[:3], **limits}, {"params": ours[3:]}], lr=0.05)
+    other = optimizer(free, lr=0.05)
+    for step in range(STEPS):
+        grads = gradients(step, dtype)
+        grads[1] = None if step == 2 else grads[1]
+        limited.step(grads)
+        other.step(grads)
+        with fastgrad.backend("reference"):
+            clipped_by_hand([free[0], free[2]] if step == 2 else free[:3], limits)
+        assert_same(ours, free)
+    assert (np.abs(ours[0]) < np.abs(starts(dtype)[0])).any()
+
+
+def test_rows_of_weights_against_torch_renorm(backend):
+    torch = pytest.importorskip("torch")
+    ours, theirs = starts(np.float64)[0], torch.nn.Parameter(torch.from_numpy(starts(np.float64)[0]))
+    mine = SGD([ours], lr=0.1, momentum=0.9, max_weight_norm=0.8, weight_norm_axis=0)
+    other = torch.optim.SGD([theirs], lr=0.1, momentum=0.9)
+    for step in range(STEPS):
+        grad = gradients(step, np.float64)[0]
+        theirs.grad = torch.from_numpy(grad.copy())
+        mine.step([grad])
+        other.step()
+        with torch.no_grad():
+            theirs.copy_(torch.renorm(theirs, 2, 0, 0.8))
+    assert np.abs(ours - theirs.detach().numpy()).max() < 1e-4  # 1e-6 against 1e-7 beside the norm, in each step
+
+
+def test_a_skipped_step_leaves_weights_inside_their_limits(backend):
+    params = [np.array([0.5, -0.5])]
+    optimizer = SGD(params, lr=1.0, weight_range=(-1, 1))
+    assert optimizer.step([np.array([np.nan, 1.0])]).skipped
+    np.testing.assert_array_equal(params[0], [0.5, -0.5])
+
+
+def test_limits_go_along_with_the_state(backend):
+    import json
+
+    params = starts(np.float64)
+    optimizer = Adam(params, weight_range=(-1, 1))
+    groups = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
+    other = Adam(params)
+    other.load_state_dict({"state": {}, "param_groups": groups})
+    assert other.param_groups[0]["weight_range"] == (-1.0, 1.0)
+    assert other.param_groups[0]["max_weight_norm"] is None
+    for key in PROJECTION:  # as torch's own
+        del groups[0][key]
+    other.load_state_dict({"state": {}, "param_groups": groups})
+    assert other.param_groups[0]["weight_range"] is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"weight_range": (1, -1)}, r"weight_range\[0\]: expected at most weight_range\[1\] = -1.0, got 1.0"),
+        ({"weight_range": 1.0}, r"weight_range: expected two numbers \(low, high\) or None, got 1.0"),
+        ({"weight_range": (0, 1), "max_weight_norm": 1}, "weight_range: expected None beside max_weight_norm"),
+        ({"max_weight_norm": -1}, "max_weight_norm: expected a number >= 0, got -1.0"),
+        ({"max_weight_norm": 1, "weight_norm_axis": 1}, r"weight_norm_axis: expected None .* or 0 .*, got 1"),
+        ({"weight_norm_axis": 0}, "weight_norm_axis: needs max_weight_norm"),
+    ],
+)
+def test_limits_that_make_no_sense(limits, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW([np.zeros(3)], **limits)
+    with pytest.raises(ValueError, match=message):
+        SGD([{"params": [np.zeros(3)], **limits}])

@@ -61,6 +61,7 @@ def test_a_factory_says_what_its_keys_hold():
 
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
+    without_kernels |= {"schedules"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
     for name in set(fastgrad.__all__) - without_kernels:
         assert _warmup.plan((name,), np.dtype(np.float32)), name
@@ -161,6 +162,9 @@ CALLS = {
     "geglu": lambda dtype: call_glu("geglu", dtype),
     "embedding": call_embedding,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
+    "binary_cross_entropy_with_logits": lambda dtype: fastgrad.binary_cross_entropy_with_logits(
+        np.ones(3, dtype), np.zeros(3, dtype)
+    ),
     "mse": lambda dtype: fastgrad.mse(np.ones(3, dtype), np.zeros(3, dtype)),
     "health": lambda dtype: fastgrad.health(arrays((31, 7), (5,), dtype=dtype)),
     "global_norm": lambda dtype: call_norms("global_norm", dtype),
