@@ -62,6 +62,9 @@ def every_op(xp: Any, dtype: type) -> int:
     x, dy = normal(5, 3, 7), normal(5, 3, 7)
     for weight in (normal(1), normal(3)):
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
+    for rows, columns in ((1, 1), (9, 33), (70, 64), (2, 20000)):
+        _, normalised = fg.layer_norm(normal(rows, columns), normal(columns), normal(columns))
+        each(fg.layer_norm_backward(normal(rows, columns), normalised))
     for rows, classes in ((1, 1), (9, 33), (5, 1031)):
         targets = xp.asarray(rng.integers(0, classes, rows))
         each(fg.softmax_cross_entropy(normal(rows, classes), targets))

@@ -40,6 +40,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "swiglu": ("glu",),
     "geglu": ("glu",),
     "embedding": ("embedding",),
+    "layer_norm": ("layer_norm",),
     "softmax_cross_entropy": ("cross_entropy",),
     "mse": ("mse",),
     "health": ("health",),
@@ -62,6 +63,7 @@ _OTHER_NAMES = {
     "Linear": "linear",
     "GradientNorm": "global_norm",
     "Embedding": "embedding",
+    "LayerNorm": "layer_norm",
 }
 
 # Kernels for each process: with 4 a second one just pays. Nine light kernels took 1.06 s in one process, 0.99 s in two;

@@ -20,16 +20,18 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, device_module, is_array, kind_name, to_host
+from fastgrad._checks import number
 from fastgrad._dispatch import wrong_array
 from fastgrad._gpu import mover
 from fastgrad.activations import activation, activation_backward
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
+from fastgrad.normalization import layer_norm, layer_norm_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
 
 if TYPE_CHECKING:
     from fastgrad.gradient_norm import GradientNorm
 
-__all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "Linear", "Parameter", "Sequential"]
+__all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "LayerNorm", "Linear", "Parameter", "Sequential"]
 
 Rng = np.random.Generator | int | None
 
@@ -303,6 +305,57 @@ class Activation(Layer):
         """Return dx of dy's shape."""
         x = self._take(dy)
         return activation_backward(dy, x, self.kind, **self.params)
+
+
+class LayerNorm(Layer):
+    """Normalise over the last axes of x: y = weight (x - mean) / sqrt(var + eps) + bias, see `fastgrad.layer_norm`.
+
+    weight, from ones, and bias, from zeros, have the shape `normalized_shape` (an integer or a tuple), or are none.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        if not shape:
+            raise ValueError("normalized_shape: expected the sizes of at least one axis, got ()")
+        for size in shape:
+            _positive(normalized_shape=size)
+        self.normalized_shape, self.eps = shape, number("eps", eps, 0.0)
+        dtype = init.float_dtype(dtype)
+        self.weight = Parameter(np.ones(shape, dtype)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(shape, dtype)) if elementwise_affine and bias else None
+        self.to(device)
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape (..., *normalized_shape); x must not be overwritten before backward."""
+        if self.weight is not None:
+            self._check_kind("x", x, self.weight)
+        axes = len(self.normalized_shape)
+        if x.shape[-axes:] != self.normalized_shape:
+            _wrong_shape("x", f"(..., {', '.join(map(str, self.normalized_shape))})", x)
+        rows = x.reshape(*x.shape[:-axes], math.prod(self.normalized_shape))
+        weight, bias = (None if p is None else p.data.reshape(-1) for p in (self.weight, self.bias))
+        y, saved = layer_norm(rows, weight, bias, self.eps)
+        y = y.reshape(x.shape)
+        self._keep(y, saved)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape; adds to the gradients of weight and bias."""
+        saved = self._take(dy)
+        dx, dweight, dbias = layer_norm_backward(dy.reshape(saved.shape), saved)
+        for parameter, gradient in ((self.weight, dweight), (self.bias, dbias)):
+            if parameter is not None and gradient is not None:
+                parameter.accumulate(gradient.reshape(self.normalized_shape))
+        return dx.reshape(dy.shape)
 
 
 class _Recurrent(Layer):

@@ -117,6 +117,11 @@ def call_embedding(dtype: type) -> None:
     linear.embedding_backward(dy, indices, 9)
 
 
+def call_layer_norm(dtype: type) -> None:
+    dy, x, w, b = arrays((31, 7), (31, 7), (7,), (7,), dtype=dtype)
+    fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
+
+
 def call_norms(name: str, dtype: type) -> None:
     list_of_arrays = arrays(*[(7,)] * 20, dtype=dtype)
     function = getattr(fastgrad, name)
@@ -159,6 +164,7 @@ CALLS = {
     "swiglu": lambda dtype: call_glu("swiglu", dtype),
     "geglu": lambda dtype: call_glu("geglu", dtype),
     "embedding": call_embedding,
+    "layer_norm": call_layer_norm,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "mse": lambda dtype: fastgrad.mse(np.ones(3, dtype), np.zeros(3, dtype)),
     "health": lambda dtype: fastgrad.health(arrays((31, 7), (5,), dtype=dtype)),
