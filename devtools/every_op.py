@@ -65,6 +65,11 @@ def every_op(xp: Any, dtype: type) -> int:
     for rows, columns in ((1, 1), (9, 33), (70, 64), (2, 20000)):
         _, normalised = fg.layer_norm(normal(rows, columns), normal(columns), normal(columns))
         each(fg.layer_norm_backward(normal(rows, columns), normalised))
+    for shape in ((9, 33), (300, 64), (3, 5, 7), (2, 3, 8, 8)):
+        for training in (True, False):
+            channels = [normal(shape[1]) for _ in range(3)]
+            _, normalised = fg.batch_norm(normal(*shape), *channels, normal(shape[1]) ** 2, training=training)
+            each(fg.batch_norm_backward(normal(*shape), normalised))
     for rows, classes in ((1, 1), (9, 33), (5, 1031)):
         targets = xp.asarray(rng.integers(0, classes, rows))
         each(fg.softmax_cross_entropy(normal(rows, classes), targets))

@@ -17,7 +17,7 @@ from fastgrad.activations import activation, activation_backward, prelu, prelu_b
 from fastgrad.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import mse, softmax_cross_entropy
-from fastgrad.normalization import layer_norm, layer_norm_backward
+from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -52,6 +52,8 @@ __all__ = [
     "activation_backward",
     "adam_step",
     "backend",
+    "batch_norm",
+    "batch_norm_backward",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",

@@ -41,6 +41,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "geglu": ("glu",),
     "embedding": ("embedding",),
     "layer_norm": ("layer_norm",),
+    "batch_norm": ("batch_norm",),
     "softmax_cross_entropy": ("cross_entropy",),
     "mse": ("mse",),
     "health": ("health",),
@@ -64,6 +65,7 @@ _OTHER_NAMES = {
     "GradientNorm": "global_norm",
     "Embedding": "embedding",
     "LayerNorm": "layer_norm",
+    "BatchNorm": "batch_norm",
 }
 
 # Kernels for each process: with 4 a second one just pays. Nine light kernels took 1.06 s in one process, 0.99 s in two;

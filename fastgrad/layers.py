@@ -25,13 +25,24 @@ from fastgrad._dispatch import wrong_array
 from fastgrad._gpu import mover
 from fastgrad.activations import activation, activation_backward
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
-from fastgrad.normalization import layer_norm, layer_norm_backward
+from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
 
 if TYPE_CHECKING:
     from fastgrad.gradient_norm import GradientNorm
 
-__all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "LayerNorm", "Linear", "Parameter", "Sequential"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Activation",
+    "BatchNorm",
+    "Embedding",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "Parameter",
+    "Sequential",
+]
 
 Rng = np.random.Generator | int | None
 
@@ -72,6 +83,7 @@ class Layer:
     """
 
     training: bool = True
+    _buffers: tuple[str, ...] = ()  # attributes that hold arrays which are kept with the parameters, but not trained
     # What forward kept for backward, with the shape and the type of the output.
     _kept: tuple[Any, tuple[int, ...], type] | None = None
 
@@ -103,6 +115,18 @@ class Layer:
     def parameters(self) -> list[Parameter]:
         """Return the parameters of this layer and all below, in a fixed order."""
         return [parameter for _, parameter in self.named_parameters()]
+
+    def _named_arrays(self, prefix: str = "") -> Iterator[tuple[str, Array]]:
+        """Yield (name, array) of the parameters and buffers of this layer and all below, in torch's order."""
+        members = list(self._members())
+        yield from ((prefix + name, value.data) for name, value in members if isinstance(value, Parameter))
+        for name in self._buffers:
+            array = getattr(self, name)
+            if array is not None:
+                yield prefix + name, array
+        for name, value in members:
+            if isinstance(value, Layer):
+                yield from value._named_arrays(f"{prefix}{name}.")
 
     def train(self, mode: bool = True) -> Self:
         """Switch this layer and all below to training (or with mode=False to evaluation), and return it."""
@@ -138,8 +162,8 @@ class Layer:
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """Return the parameters' arrays by name: the arrays themselves, on the layer's device, not copies."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """Return the arrays of parameters and running statistics by name: themselves, on the layer's device."""
+        return dict(self._named_arrays())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy `state` (arrays on any device, or CPU tensors of torch, by name) into the parameters, in place.
@@ -147,7 +171,7 @@ class Layer:
         Values are converted to the parameters' dtype and device. Raises KeyError when names are missing or too many,
         and ValueError for another shape; nothing is changed then.
         """
-        own = dict(self.named_parameters())
+        own = self.state_dict()
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         if missing or unexpected:
@@ -155,12 +179,12 @@ class Layer:
                 f"state does not fit this {type(self).__name__}: missing {missing or 'nothing'}, "
                 f"unexpected {unexpected or 'nothing'}"
             )
-        values = {name: _converted(state[name], own[name].data) for name in own}
+        values = {name: _converted(state[name], own[name]) for name in own}
         for name, value in values.items():
-            if value.shape != own[name].data.shape:
-                raise ValueError(f"state[{name!r}]: expected shape {own[name].data.shape}, got {value.shape}")
+            if value.shape != own[name].shape:
+                raise ValueError(f"state[{name!r}]: expected shape {own[name].shape}, got {value.shape}")
         for name, value in values.items():
-            own[name].data[...] = value
+            own[name][...] = value
 
     def forward(self, x: Any) -> Any:
         """Return the layer's output for `x`, keeping what backward needs."""
@@ -356,6 +380,66 @@ class LayerNorm(Layer):
             if parameter is not None and gradient is not None:
                 parameter.accumulate(gradient.reshape(self.normalized_shape))
         return dx.reshape(dy.shape)
+
+
+class BatchNorm(Layer):
+    """Normalise each channel, axis 1 of x (B, C) or (B, C, ...), over all other axes: see `fastgrad.batch_norm`.
+
+    In training by the statistics of the batch, in evaluation by `running_mean` and `running_var` (C,), where they are
+    tracked. weight, from ones, and bias, from zeros, are (C,), or none without `affine`. momentum=None averages the
+    statistics of all batches alike, as in torch; it waits for the device once a forward.
+    """
+
+    _buffers = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        _positive(num_features=num_features)
+        self.num_features, self.eps = num_features, number("eps", eps, 0.0)
+        self.momentum = None if momentum is None else number("momentum", momentum, 0.0, 1.0)
+        dtype, shape = init.float_dtype(dtype), (num_features,)
+        self.weight = Parameter(np.ones(shape, dtype)) if affine else None
+        self.bias = Parameter(np.zeros(shape, dtype)) if affine else None
+        self.running_mean: Array | None = np.zeros(shape, dtype) if track_running_stats else None
+        self.running_var: Array | None = np.ones(shape, dtype) if track_running_stats else None
+        self.num_batches_tracked: Array | None = np.zeros((), np.int64) if track_running_stats else None
+        self.to(device)
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape; x must not be overwritten before backward."""
+        if self.weight is not None:
+            self._check_kind("x", x, self.weight)
+        if x.ndim < 2 or x.shape[1] != self.num_features:
+            _wrong_shape("x", f"(batch, {self.num_features}) or (batch, {self.num_features}, ...)", x)
+        weight, bias = (None if p is None else p.data for p in (self.weight, self.bias))
+        tracked, momentum = self.num_batches_tracked, self.momentum
+        if self.training and tracked is not None and momentum is None:
+            momentum = 1.0 / (int(tracked) + 1)
+        y, saved = batch_norm(
+            x, weight, bias, self.running_mean, self.running_var, training=self.training or tracked is None,
+            momentum=0.0 if momentum is None else momentum, eps=self.eps,
+        )  # fmt: skip
+        if self.training and tracked is not None:
+            tracked += 1
+        self._keep(y, saved)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape; adds to the gradients of weight and bias."""
+        dx, dweight, dbias = batch_norm_backward(dy, self._take(dy))
+        for parameter, gradient in ((self.weight, dweight), (self.bias, dbias)):
+            if parameter is not None and gradient is not None:
+                parameter.accumulate(gradient)
+        return dx
 
 
 class _Recurrent(Layer):

@@ -240,6 +240,7 @@ BOUNDS = {
     "fg_prelu_across": (72, 3, 2), "fg_prelu_backward_across": (80, 5, 2), "fg_prelu_along": (64, 4, 4),
     "fg_prelu_backward_along": (80, 8, 4), "fg_matrix_partial_sums": (80, 4, 0), "fg_add_bias": (80, 5, 4),
     "fg_embedding": (64, 4, 4), "fg_embedding_backward": (80, 8, 1), "fg_cross_entropy_long_rows": (80, 8, 4),
+    "fg_batch_norm_sums_across": (96, 3, 0), "fg_batch_norm_sums_along": (64, 2, 0), "fg_batch_norm_apply": (64, 2, 1),
     "fg_layer_norm": (64, 4, 1), "fg_layer_norm_backward": (80, 6, 1),
 }  # fmt: skip
 

@@ -122,6 +122,14 @@ def call_layer_norm(dtype: type) -> None:
     fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
 
 
+def call_batch_norm(dtype: type) -> None:
+    for shape in (31, 7), (5, 7, 9):
+        dy, x, w, b, mean, var = arrays(shape, shape, *[(7,)] * 4, dtype=dtype)
+        for training in (True, False):
+            _, saved = fastgrad.batch_norm(x, w, b, mean, np.abs(var), training=training)
+            fastgrad.batch_norm_backward(dy, saved)
+
+
 def call_norms(name: str, dtype: type) -> None:
     list_of_arrays = arrays(*[(7,)] * 20, dtype=dtype)
     function = getattr(fastgrad, name)
@@ -165,6 +173,7 @@ CALLS = {
     "geglu": lambda dtype: call_glu("geglu", dtype),
     "embedding": call_embedding,
     "layer_norm": call_layer_norm,
+    "batch_norm": call_batch_norm,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "mse": lambda dtype: fastgrad.mse(np.ones(3, dtype), np.zeros(3, dtype)),
     "health": lambda dtype: fastgrad.health(arrays((31, 7), (5,), dtype=dtype)),
