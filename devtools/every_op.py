@@ -62,6 +62,8 @@ def every_op(xp: Any, dtype: type) -> int:
     x, dy = normal(5, 3, 7), normal(5, 3, 7)
     for weight in (normal(1), normal(3)):
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
+    for shape in SHAPES:
+        each(fg.dropout(normal(*shape), 0.3, 1, 2), fg.dropout_backward(normal(*shape), 0.3, 1, 2))
     for rows, columns in ((1, 1), (9, 33), (70, 64), (2, 20000)):
         _, normalised = fg.layer_norm(normal(rows, columns), normal(columns), normal(columns))
         each(fg.layer_norm_backward(normal(rows, columns), normalised))

@@ -29,6 +29,7 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
+from fastgrad.regularization import dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "doctor",
+    "dropout",
+    "dropout_backward",
     "geglu",
     "geglu_backward",
     "get_backend",

@@ -42,6 +42,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),
     "layer_norm": ("layer_norm",),
     "batch_norm": ("batch_norm",),
+    "dropout": ("dropout",),
     "softmax_cross_entropy": ("cross_entropy",),
     "mse": ("mse",),
     "health": ("health",),
@@ -66,6 +67,7 @@ _OTHER_NAMES = {
     "Embedding": "embedding",
     "LayerNorm": "layer_norm",
     "BatchNorm": "batch_norm",
+    "Dropout": "dropout",
 }
 
 # Kernels for each process: with 4 a second one just pays. Nine light kernels took 1.06 s in one process, 0.99 s in two;

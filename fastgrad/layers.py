@@ -27,6 +27,7 @@ from fastgrad.activations import activation, activation_backward
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
+from fastgrad.regularization import dropout, dropout_backward
 
 if TYPE_CHECKING:
     from fastgrad.gradient_norm import GradientNorm
@@ -36,6 +37,7 @@ __all__ = [
     "LSTM",
     "Activation",
     "BatchNorm",
+    "Dropout",
     "Embedding",
     "Layer",
     "LayerNorm",
@@ -441,6 +443,34 @@ class BatchNorm(Layer):
             if parameter is not None and gradient is not None:
                 parameter.accumulate(gradient)
         return dx
+
+
+class Dropout(Layer):
+    """In training set entries to 0 with probability p and scale the others by 1 / (1 - p); in evaluation do nothing.
+
+    Attributes:
+        seed, offset: of the random numbers, see `fastgrad.dropout`. The seed is drawn from `rng`, and the offset counts
+            the forward passes in training: put both back to repeat a run.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
+        self.p = number("p", p, 0.0, 1.0)
+        self.seed, self.offset = int(np.random.default_rng(rng).integers(1 << 63)), 0
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape; in evaluation x itself."""
+        if not self.training or self.p == 0.0:
+            self._keep(x, None)
+            return x
+        y = dropout(x, self.p, self.seed, self.offset)
+        self._keep(y, self.offset)
+        self.offset += 1
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape."""
+        offset = self._take(dy)
+        return dy if offset is None else dropout_backward(dy, self.p, self.seed, offset)
 
 
 class _Recurrent(Layer):

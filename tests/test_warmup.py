@@ -174,6 +174,7 @@ CALLS = {
     "embedding": call_embedding,
     "layer_norm": call_layer_norm,
     "batch_norm": call_batch_norm,
+    "dropout": lambda dtype: fastgrad.dropout_backward(fastgrad.dropout(np.ones(99, dtype), 0.5, 1), 0.5, 1),
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "mse": lambda dtype: fastgrad.mse(np.ones(3, dtype), np.zeros(3, dtype)),
     "health": lambda dtype: fastgrad.health(arrays((31, 7), (5,), dtype=dtype)),
