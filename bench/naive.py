@@ -88,6 +88,34 @@ def _along_channels(weight: Array, x: Array) -> Array:
     return weight.reshape(-1, *[1] * (x.ndim - 2))
 
 
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return y, and mean and rstd of each row of x (M, N)."""
+    mean = x.mean(axis=1, keepdims=True)
+    rstd = 1 / np.sqrt(x.var(axis=1, keepdims=True) + np.float32(eps))
+    return weight * ((x - mean) * rstd) + bias, mean, rstd
+
+
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """Return dx, dweight and dbias of `layer_norm`."""
+    xhat, g = (x - mean) * rstd, weight * dy
+    dx = rstd * (g - g.mean(axis=1, keepdims=True) - xhat * (g * xhat).mean(axis=1, keepdims=True))
+    return dx, (dy * xhat).sum(axis=0), dy.sum(axis=0)
+
+
+def batch_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return y, and mean and rstd of each column of x (M, N)."""
+    mean = x.mean(axis=0)
+    rstd = 1 / np.sqrt(x.var(axis=0) + np.float32(eps))
+    return weight * ((x - mean) * rstd) + bias, mean, rstd
+
+
+def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """Return dx, dweight and dbias of `batch_norm`."""
+    xhat = (x - mean) * rstd
+    dweight, dbias = (dy * xhat).sum(axis=0), dy.sum(axis=0)
+    return weight * rstd * (dy - dbias / len(x) - xhat * (dweight / len(x))), dweight, dbias
+
+
 def global_norm(grads: Sequence[Array]) -> Array:
     """Return the l2 norm of all entries, one sum of squares for each array."""
     return np.sqrt(sum(np.sum(g * g) for g in grads))

@@ -88,6 +88,16 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
     x, dy = normal(5, 3, 7), normal(5, 3, 7)
     for weight in (normal(1), normal(3)):
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
+    for shape in SHAPES:
+        each(fg.dropout(normal(*shape), 0.3, 1, 2), fg.dropout_backward(normal(*shape), 0.3, 1, 2))
+    for rows, columns in ((1, 1), (9, 33), (70, 64), (2, 20000)):
+        _, normalised = fg.layer_norm(normal(rows, columns), normal(columns), normal(columns))
+        each(fg.layer_norm_backward(normal(rows, columns), normalised))
+    for shape in ((9, 33), (300, 64), (3, 5, 7), (2, 3, 8, 8)):
+        for training in (True, False):
+            channels = [normal(shape[1]) for _ in range(3)]
+            _, normalised = fg.batch_norm(normal(*shape), *channels, normal(shape[1]) ** 2, training=training)
+            each(fg.batch_norm_backward(normal(*shape), normalised))
     for rows, classes in ((1, 1), (9, 33), (5, 1031)):
         targets = xp.asarray(rng.integers(0, classes, rows))
         each(fg.softmax_cross_entropy(normal(rows, classes), targets))

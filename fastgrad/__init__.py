@@ -17,6 +17,7 @@ from fastgrad.activations import activation, activation_backward, prelu, prelu_b
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
+from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -28,6 +29,7 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
+from fastgrad.regularization import dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
@@ -53,10 +55,14 @@ __all__ = [
     "adaptive_clip",
     "backend",
     "binary_cross_entropy_with_logits",
+    "batch_norm",
+    "batch_norm_backward",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
     "doctor",
+    "dropout",
+    "dropout_backward",
     "geglu",
     "geglu_backward",
     "get_backend",
@@ -68,6 +74,8 @@ __all__ = [
     "gru_cell_backward",
     "health",
     "init",
+    "layer_norm",
+    "layer_norm_backward",
     "layers",
     "lstm",
     "lstm_backward",

@@ -20,16 +20,32 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, device_module, is_array, kind_name, to_host
+from fastgrad._checks import number
 from fastgrad._dispatch import wrong_array
 from fastgrad._gpu import mover
 from fastgrad.activations import activation, activation_backward
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
+from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
+from fastgrad.regularization import dropout, dropout_backward
 
 if TYPE_CHECKING:
     from fastgrad.gradient_norm import GradientNorm
 
-__all__ = ["GRU", "LSTM", "Activation", "Embedding", "Layer", "Linear", "Parameter", "Sequential"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Activation",
+    "BatchNorm",
+    "Dropout",
+    "Embedding",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "Parameter",
+    "Residual",
+    "Sequential",
+]
 
 Rng = np.random.Generator | int | None
 
@@ -70,6 +86,7 @@ class Layer:
     """
 
     training: bool = True
+    _buffers: tuple[str, ...] = ()  # attributes that hold arrays which are kept with the parameters, but not trained
     # What forward kept for backward, with the shape and the type of the output.
     _kept: tuple[Any, tuple[int, ...], type] | None = None
 
@@ -101,6 +118,18 @@ class Layer:
     def parameters(self) -> list[Parameter]:
         """Return the parameters of this layer and all below, in a fixed order."""
         return [parameter for _, parameter in self.named_parameters()]
+
+    def _named_arrays(self, prefix: str = "") -> Iterator[tuple[str, Array]]:
+        """Yield (name, array) of the parameters and buffers of this layer and all below, in torch's order."""
+        members = list(self._members())
+        yield from ((prefix + name, value.data) for name, value in members if isinstance(value, Parameter))
+        for name in self._buffers:
+            array = getattr(self, name)
+            if array is not None:
+                yield prefix + name, array
+        for name, value in members:
+            if isinstance(value, Layer):
+                yield from value._named_arrays(f"{prefix}{name}.")
 
     def train(self, mode: bool = True) -> Self:
         """Switch this layer and all below to training (or with mode=False to evaluation), and return it."""
@@ -136,8 +165,8 @@ class Layer:
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """Return the parameters' arrays by name: the arrays themselves, on the layer's device, not copies."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """Return the arrays of parameters and running statistics by name: themselves, on the layer's device."""
+        return dict(self._named_arrays())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy `state` (arrays on any device, or CPU tensors of torch, by name) into the parameters, in place.
@@ -145,7 +174,7 @@ class Layer:
         Values are converted to the parameters' dtype and device. Raises KeyError when names are missing or too many,
         and ValueError for another shape; nothing is changed then.
         """
-        own = dict(self.named_parameters())
+        own = self.state_dict()
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         if missing or unexpected:
@@ -153,12 +182,12 @@ class Layer:
                 f"state does not fit this {type(self).__name__}: missing {missing or 'nothing'}, "
                 f"unexpected {unexpected or 'nothing'}"
             )
-        values = {name: _converted(state[name], own[name].data) for name in own}
+        values = {name: _converted(state[name], own[name]) for name in own}
         for name, value in values.items():
-            if value.shape != own[name].data.shape:
-                raise ValueError(f"state[{name!r}]: expected shape {own[name].data.shape}, got {value.shape}")
+            if value.shape != own[name].shape:
+                raise ValueError(f"state[{name!r}]: expected shape {own[name].shape}, got {value.shape}")
         for name, value in values.items():
-            own[name].data[...] = value
+            own[name][...] = value
 
     def forward(self, x: Any) -> Any:
         """Return the layer's output for `x`, keeping what backward needs."""
@@ -303,6 +332,145 @@ class Activation(Layer):
         """Return dx of dy's shape."""
         x = self._take(dy)
         return activation_backward(dy, x, self.kind, **self.params)
+
+
+class LayerNorm(Layer):
+    """Normalise over the last axes of x: y = weight (x - mean) / sqrt(var + eps) + bias, see `fastgrad.layer_norm`.
+
+    weight, from ones, and bias, from zeros, have the shape `normalized_shape` (an integer or a tuple), or are none.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        if not shape:
+            raise ValueError("normalized_shape: expected the sizes of at least one axis, got ()")
+        for size in shape:
+            _positive(normalized_shape=size)
+        self.normalized_shape, self.eps = shape, number("eps", eps, 0.0)
+        dtype = init.float_dtype(dtype)
+        self.weight = Parameter(np.ones(shape, dtype)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(shape, dtype)) if elementwise_affine and bias else None
+        self.to(device)
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape (..., *normalized_shape); x must not be overwritten before backward."""
+        if self.weight is not None:
+            self._check_kind("x", x, self.weight)
+        axes = len(self.normalized_shape)
+        if x.shape[-axes:] != self.normalized_shape:
+            _wrong_shape("x", f"(..., {', '.join(map(str, self.normalized_shape))})", x)
+        rows = x.reshape(*x.shape[:-axes], math.prod(self.normalized_shape))
+        weight, bias = (None if p is None else p.data.reshape(-1) for p in (self.weight, self.bias))
+        y, saved = layer_norm(rows, weight, bias, self.eps)
+        y = y.reshape(x.shape)
+        self._keep(y, saved)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape; adds to the gradients of weight and bias."""
+        saved = self._take(dy)
+        dx, dweight, dbias = layer_norm_backward(dy.reshape(saved.shape), saved)
+        for parameter, gradient in ((self.weight, dweight), (self.bias, dbias)):
+            if parameter is not None and gradient is not None:
+                parameter.accumulate(gradient.reshape(self.normalized_shape))
+        return dx.reshape(dy.shape)
+
+
+class BatchNorm(Layer):
+    """Normalise each channel, axis 1 of x (B, C) or (B, C, ...), over all other axes: see `fastgrad.batch_norm`.
+
+    In training by the statistics of the batch, in evaluation by `running_mean` and `running_var` (C,), where they are
+    tracked. weight, from ones, and bias, from zeros, are (C,), or none without `affine`. momentum=None averages the
+    statistics of all batches alike, as in torch; it waits for the device once a forward.
+    """
+
+    _buffers = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        _positive(num_features=num_features)
+        self.num_features, self.eps = num_features, number("eps", eps, 0.0)
+        self.momentum = None if momentum is None else number("momentum", momentum, 0.0, 1.0)
+        dtype, shape = init.float_dtype(dtype), (num_features,)
+        self.weight = Parameter(np.ones(shape, dtype)) if affine else None
+        self.bias = Parameter(np.zeros(shape, dtype)) if affine else None
+        self.running_mean: Array | None = np.zeros(shape, dtype) if track_running_stats else None
+        self.running_var: Array | None = np.ones(shape, dtype) if track_running_stats else None
+        self.num_batches_tracked: Array | None = np.zeros((), np.int64) if track_running_stats else None
+        self.to(device)
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape; x must not be overwritten before backward."""
+        if self.weight is not None:
+            self._check_kind("x", x, self.weight)
+        if x.ndim < 2 or x.shape[1] != self.num_features:
+            _wrong_shape("x", f"(batch, {self.num_features}) or (batch, {self.num_features}, ...)", x)
+        weight, bias = (None if p is None else p.data for p in (self.weight, self.bias))
+        tracked, momentum = self.num_batches_tracked, self.momentum
+        if self.training and tracked is not None and momentum is None:
+            momentum = 1.0 / (int(tracked) + 1)
+        y, saved = batch_norm(
+            x, weight, bias, self.running_mean, self.running_var, training=self.training or tracked is None,
+            momentum=0.0 if momentum is None else momentum, eps=self.eps,
+        )  # fmt: skip
+        if self.training and tracked is not None:
+            tracked += 1
+        self._keep(y, saved)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape; adds to the gradients of weight and bias."""
+        dx, dweight, dbias = batch_norm_backward(dy, self._take(dy))
+        for parameter, gradient in ((self.weight, dweight), (self.bias, dbias)):
+            if parameter is not None and gradient is not None:
+                parameter.accumulate(gradient)
+        return dx
+
+
+class Dropout(Layer):
+    """In training set entries to 0 with probability p and scale the others by 1 / (1 - p); in evaluation do nothing.
+
+    Attributes:
+        seed, offset: of the random numbers, see `fastgrad.dropout`. The seed is drawn from `rng`, and the offset counts
+            the forward passes in training: put both back to repeat a run.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
+        self.p = number("p", p, 0.0, 1.0)
+        self.seed, self.offset = int(np.random.default_rng(rng).integers(1 << 63)), 0
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape; in evaluation x itself."""
+        if not self.training or self.p == 0.0:
+            self._keep(x, None)
+            return x
+        y = dropout(x, self.p, self.seed, self.offset)
+        self._keep(y, self.offset)
+        self.offset += 1
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape."""
+        offset = self._take(dy)
+        return dy if offset is None else dropout_backward(dy, self.p, self.seed, offset)
 
 
 class _Recurrent(Layer):
@@ -530,6 +698,62 @@ class Sequential(Layer):
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
         return dy
+
+
+class Residual(Layer):
+    """A skip connection around a layer that keeps the shape of its input: the gradient also goes past it.
+
+    ============== =========================
+    norm           y
+    ============== =========================
+    None           x + layer(x)
+    "pre"          x + layer(layer_norm(x))
+    "post"         layer_norm(x + layer(x))
+    ============== =========================
+
+    The norm is a LayerNorm over the last axis of size `features`, the attribute `norm`; or pass a layer of your own as
+    `norm_layer`. Of a layer that returns (y, state), y is added.
+
+    Sources: He et al., Deep Residual Learning for Image Recognition, 2016; Xiong et al., On Layer Normalization in the
+    Transformer Architecture, 2020.
+    """
+
+    def __init__(
+        self, layer: Layer, norm: str | None = None, features: int | None = None, *, norm_layer: Layer | None = None
+    ) -> None:
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layer: expected a fastgrad layer, got {_describe(layer)}")
+        if norm not in (None, "pre", "post"):
+            raise ValueError(f"norm: expected None, 'pre' or 'post', got {norm!r}")
+        if (norm is None) != (features is None and norm_layer is None) or None not in (features, norm_layer):
+            raise ValueError("features and norm_layer: expected one of them with norm='pre' or 'post', else none")
+        self.layer, self.place = layer, norm
+        if features is not None:
+            dtypes = {parameter.data.dtype for parameter in layer.parameters()}
+            norm_layer = LayerNorm(features, dtype=dtypes.pop() if len(dtypes) == 1 else np.float32)
+            if any(device_module(parameter.data) is not None for parameter in layer.parameters()):
+                norm_layer.to("gpu")
+        self.norm = norm_layer
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape; x must not be overwritten before backward."""
+        inside = self.norm.forward(x) if self.norm is not None and self.place == "pre" else x
+        part = self.layer.forward(inside)
+        if isinstance(part, tuple):
+            part = part[0]
+        if part.shape != x.shape:
+            _wrong_shape("layer", f"{x.shape} of its output, that of x", part)
+        y = x + part
+        return self.norm.forward(y) if self.norm is not None and self.place == "post" else y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape; adds to the gradients of the layer and of the norm."""
+        if self.norm is not None and self.place == "post":
+            dy = self.norm.backward(dy)
+        dx = self.layer.backward(dy)
+        if self.norm is not None and self.place == "pre":
+            dx = self.norm.backward(dx)
+        return dy + dx
 
 
 def _moved(value: Any, move: Callable[[Array], Array]) -> Any:

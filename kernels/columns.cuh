@@ -1,7 +1,7 @@
 // Sums over the rows of a matrix, in two stages and a fixed order.
 //
 // First a block takes ROWS_EACH rows for each of its rows of threads, sums them and then the rows of threads, in
-// real_t: one row of partial sums per block. fg_column_sums adds these up in double. Nothing depends on the number of
+// real_t (or in double): one row of partial sums per block. fg_column_sums adds these up in double. Nothing depends on the number of
 // blocks that run at a time.
 #pragma once
 #include "common.cuh"
@@ -21,10 +21,9 @@ template <int W> struct Place {
 };
 
 // Add up what each row of threads holds for its columns and write it: W columns for each thread, block (x, y).
-// `sums` is dynamic shared memory of blockDim.x blockDim.y W real_t.
-template <int W>
-__device__ void write_partial_sums(const real_t (&own)[W], real_t* sums, real_t* partial_row, index_t column,
-                                   index_t columns) {
+// `sums` is dynamic shared memory of blockDim.x blockDim.y W of T.
+template <int W, class T>
+__device__ void write_partial_sums(const T (&own)[W], T* sums, T* partial_row, index_t column, index_t columns) {
     const int width = blockDim.x * W;
 #pragma unroll
     for (int k = 0; k < W; ++k) sums[threadIdx.y * width + threadIdx.x * W + k] = own[k];
@@ -32,7 +31,7 @@ __device__ void write_partial_sums(const real_t (&own)[W], real_t* sums, real_t*
     if (threadIdx.y == 0 && column < columns) {
 #pragma unroll
         for (int k = 0; k < W; ++k) {
-            real_t total = 0;
+            T total = 0;
             for (int row = 0; row < int(blockDim.y); ++row) total += sums[row * width + threadIdx.x * W + k];
             partial_row[column + k] = total;
         }

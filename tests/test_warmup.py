@@ -118,6 +118,19 @@ def call_embedding(dtype: type) -> None:
     linear.embedding_backward(dy, indices, 9)
 
 
+def call_layer_norm(dtype: type) -> None:
+    dy, x, w, b = arrays((31, 7), (31, 7), (7,), (7,), dtype=dtype)
+    fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
+
+
+def call_batch_norm(dtype: type) -> None:
+    for shape in (31, 7), (5, 7, 9):
+        dy, x, w, b, mean, var = arrays(shape, shape, *[(7,)] * 4, dtype=dtype)
+        for training in (True, False):
+            _, saved = fastgrad.batch_norm(x, w, b, mean, np.abs(var), training=training)
+            fastgrad.batch_norm_backward(dy, saved)
+
+
 def call_norms(name: str, dtype: type) -> None:
     list_of_arrays = arrays(*[(7,)] * 20, dtype=dtype)
     function = getattr(fastgrad, name)
@@ -161,6 +174,9 @@ CALLS = {
     "swiglu": lambda dtype: call_glu("swiglu", dtype),
     "geglu": lambda dtype: call_glu("geglu", dtype),
     "embedding": call_embedding,
+    "layer_norm": call_layer_norm,
+    "batch_norm": call_batch_norm,
+    "dropout": lambda dtype: fastgrad.dropout_backward(fastgrad.dropout(np.ones(99, dtype), 0.5, 1), 0.5, 1),
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "binary_cross_entropy_with_logits": lambda dtype: fastgrad.binary_cross_entropy_with_logits(
         np.ones(3, dtype), np.zeros(3, dtype)
