@@ -52,6 +52,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "clip_by_norm": ("norm", "clip", "units"),
     "adaptive_clip": ("units",),
     "clip_by_value": ("clip",),
+    "apply_masks": ("mask",),
     "adam_step": ("adam", "norm"),
     "sgd_step": ("sgd", "norm"),
     "rmsprop_step": ("rmsprop", "norm"),

@@ -14,7 +14,7 @@ import pytest
 from fastgrad.kernels import runtime, streams
 
 import fastgrad
-from fastgrad import _warmup, linear
+from fastgrad import _warmup, linear, pruning
 
 rng = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def test_a_factory_says_what_its_keys_hold():
 
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
-    without_kernels |= {"schedules"}
+    without_kernels |= {"pruning", "schedules"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
     for name in set(fastgrad.__all__) - without_kernels:
         assert _warmup.plan((name,), np.dtype(np.float32)), name
@@ -188,6 +188,7 @@ CALLS = {
     "clip_by_norm": lambda dtype: call_norms("clip_by_norm", dtype),
     "adaptive_clip": lambda dtype: fastgrad.adaptive_clip(*arrays((3, 4), (3, 4), dtype=dtype)),
     "clip_by_value": lambda dtype: fastgrad.clip_by_value(np.ones(3, dtype), 0, 1),
+    "apply_masks": lambda dtype: pruning.apply_masks(np.ones(3, dtype), np.zeros(3, dtype)),
     "adam_step": call_adam,
     "sgd_step": call_sgd,
     "rmsprop_step": call_rmsprop,
