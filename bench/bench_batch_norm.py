@@ -50,11 +50,13 @@ def backward() -> Work:
     by_torch = None
     if torch:
         dy_t, x_t, w_t, mean_t, rstd_t = tensors([dy, x, weight, mean, rstd])
+        results = tensors([own.copy(), weight.copy(), weight.copy()])
 
         @torch.no_grad()
         def by_torch() -> object:
-            return torch.ops.aten.native_batch_norm_backward(
-                dy_t, x_t, w_t, None, None, mean_t, rstd_t, True, EPS, [True, True, True]
+            out = dict(zip(("out0", "out1", "out2"), results, strict=True))
+            return torch.ops.aten.native_batch_norm_backward.out(
+                dy_t, x_t, w_t, None, None, mean_t, rstd_t, True, EPS, [True, True, True], **out
             )
 
     return Work(

@@ -116,6 +116,11 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
     return weight * rstd * (dy - dbias / len(x) - xhat * (dweight / len(x))), dweight, dbias
 
 
+def dropout(x: Array, p: float, rng: np.random.Generator) -> Array:
+    """Return x / (1 - p) where a random number keeps it, else 0."""
+    return np.where(rng.random(x.shape, dtype=np.float32) >= p, x * np.float32(1 / (1 - p)), np.float32(0))
+
+
 def global_norm(grads: Sequence[Array]) -> Array:
     """Return the l2 norm of all entries, one sum of squares for each array."""
     return np.sqrt(sum(np.sum(g * g) for g in grads))

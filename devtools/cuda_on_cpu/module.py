@@ -23,7 +23,7 @@ import numpy as np
 from fastgrad.kernels import runtime
 
 HERE = Path(__file__).parent
-MODULES_KEPT = 500  # in the cache, of some 100 KB each
+MODULES_KEPT = 2000  # in the cache, of some 100 KB each
 
 MAX_THREADS = 1024
 MAX_BLOCK = (1024, 1024, 64)
@@ -106,8 +106,11 @@ def _built(name: str, make: Any) -> Path:
 
 
 def _prune() -> None:
-    modules = sorted(_cache_folder().glob("*.so"), key=lambda p: p.stat().st_mtime)
-    for old in modules[:-MODULES_KEPT]:
+    aged = []
+    for module in _cache_folder().glob("*.so"):
+        with contextlib.suppress(FileNotFoundError):  # another process may be at it too
+            aged.append((module.stat().st_mtime, module))
+    for _, old in sorted(aged)[:-MODULES_KEPT]:
         for file in (old, old.with_suffix(".json")):
             file.unlink(missing_ok=True)
 
