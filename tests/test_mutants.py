@@ -392,7 +392,7 @@ MUTANTS = [
         ("prelu.cu", "pieces of a row in one place", "prelu", "pieces + piece.number)", "pieces)"),
         ("prelu.cu", "NaN gets a derivative", "prelu",
          "is_nan(x) ? x : x > 0 ? real_t(1) : w", "x > 0 ? real_t(1) : w"),
-        ("mse.cu", "blocks in one place", "mse", "partial[blockIdx.x] = total", "partial[0] = total"),
+        ("mean_loss.cuh", "blocks in one place", "mse", "partial[blockIdx.x] = total", "partial[0] = total"),
         ("loss.cu", "every second term left out", "mse of many",
          "i += blockDim.x) total", "i += 2 * blockDim.x) total"),
         ("cross_entropy.cu", "pairs past the end of a row", "cross-entropy",
