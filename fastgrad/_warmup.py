@@ -1,6 +1,6 @@
 """Compile ahead: `warmup` and its report.
 
-On an empty cache the 168 kernels of float32 took 20.5 s in one process and 11.4 s in two (two cores of a Zen 5 server);
+On an empty cache 168 kernels of float32 took 20.5 s in one process and 11.4 s in two (two cores of a Zen 5 server);
 from a filled cache 0.6 s, in one. Numba compiles under a global lock, so only processes help: each costs 0.7 s for its
 start, and leaves its kernels in the cache, from where this process loads them in 2 ms each.
 """
