@@ -64,8 +64,12 @@ def chosen() -> list[str]:
     return names
 
 
+reached: list[str] = []  # a name for each time that somebody asked for a device
+
+
 def module(name: str) -> Any:
     """Return the array module of a device backend."""
+    reached.append(name)
     if name == "gpu":
         import cupy
 
@@ -216,9 +220,18 @@ def divert(monkeypatch: pytest.MonkeyPatch, name: str, test_module: Any) -> None
             wrapped = on_device(name, function)
             if holder is fastgrad:
                 monkeypatch.setattr(fastgrad, public, wrapped)
-            for attribute, value in list(vars(test_module).items()):
-                if value is function:
-                    monkeypatch.setattr(test_module, attribute, wrapped)
+            _replace(monkeypatch, vars(test_module), function, wrapped)
+
+
+def _replace(monkeypatch: pytest.MonkeyPatch, names: dict[Any, Any], function: Any, wrapped: Any) -> None:
+    # Also in the tables of a test module, where a name is not what the test calls.
+    for key, value in list(names.items()):
+        if value is function:
+            monkeypatch.setitem(names, key, wrapped)
+        elif isinstance(value, dict) and key != "__builtins__":
+            _replace(monkeypatch, value, function, wrapped)
+        elif type(value) in (list, tuple) and any(v is function for v in value):
+            monkeypatch.setitem(names, key, type(value)(wrapped if v is function else v for v in value))
 
 
 class _Held:

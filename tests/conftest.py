@@ -11,6 +11,16 @@ import pytest
 
 import fastgrad
 
+OUTCOME = pytest.StashKey[str]()  # of a test's own part, for fixtures that look back at it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call":
+        item.stash[OUTCOME] = report.outcome
+    return report
+
 
 def pytest_generate_tests(metafunc):
     """Run what asks for `backend` on each one chosen (see backends.py); `cpu_backend` leaves the devices out."""
@@ -86,7 +96,10 @@ def backend(request, monkeypatch):
     if request.param in backends.DEVICES:
         backends.stand_in(monkeypatch, request.param)
         backends.divert(monkeypatch, request.param, request.module)
+        backends.reached.clear()
         yield request.param
+        if request.node.stash.get(OUTCOME, "") == "passed":
+            assert backends.reached, f"this case of {request.param!r} never came to the device"
         return
     with fastgrad.backend(request.param):
         yield request.param
