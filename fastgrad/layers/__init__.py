@@ -14,7 +14,7 @@ from fastgrad.layers.base import Layer, Parameter
 from fastgrad.layers.containers import Residual, Sequential
 from fastgrad.layers.dense import Activation, Embedding, Linear
 from fastgrad.layers.norms import BatchNorm, LayerNorm
-from fastgrad.layers.recurrent import GRU, LSTM
+from fastgrad.layers.recurrent import GRU, LSTM, LayerNormLSTM
 from fastgrad.layers.regularization import Dropout
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Embedding",
     "Layer",
     "LayerNorm",
+    "LayerNormLSTM",
     "Linear",
     "Parameter",
     "Residual",
