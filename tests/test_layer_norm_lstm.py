@@ -229,14 +229,14 @@ def test_errors():
     arguments, gradients = draw((2, 3, 4, 5), np.float32)
     with pytest.raises(ValueError, match="eps"):
         layer_norm_lstm(*arguments, eps=0.0)
-    with pytest.raises(TypeError, match="gain_hh: expected a numpy.ndarray or cupy.ndarray, got None"):
+    with pytest.raises(TypeError, match=r"gain_hh: expected a numpy\.ndarray or cupy\.ndarray, got None"):
         layer_norm_lstm(*arguments[:6], None, arguments[7])
     with pytest.raises(ValueError, match=r"gain_c: expected shape \(H,\) with H = 5, got \(20,\)"):
         layer_norm_lstm(*arguments[:7], arguments[6])
     with pytest.raises(ValueError, match=r"bias_c: expected shape \(H,\) with H = 5, got \(20,\)"):
         layer_norm_lstm(*arguments[:10], arguments[6])
     _, _, saved = layer_norm_lstm(*arguments)
-    with pytest.raises(TypeError, match="came from fastgrad.layer_norm_lstm, so call layer_norm_lstm_backward"):
+    with pytest.raises(TypeError, match=r"came from fastgrad\.layer_norm_lstm, so call layer_norm_lstm_backward"):
         fastgrad.lstm_backward(*gradients, saved)
     for kwargs, match in (({"eps": 0}, "eps"), ({"gain": np.nan}, "gain")):
         with pytest.raises(ValueError, match=match):

@@ -218,8 +218,8 @@ class LayerNormLSTM(LSTM):
 
     A class of its own, since it has other parameters than torch's LSTM, whose state_dict `LSTM` reads: weight_ih and
     weight_hh, gain_ih, gain_hh (4H,) and gain_c (H,), bias_ih, bias_hh (4H,) and bias_c (H,), with the endings _l{k}
-    and _l{k}_reverse. Gains start from `gain`, biases from 0. Cooijmans et al., Recurrent Batch Normalization, 2017, start theirs from 0.1: with tanh of numbers of
-    variance 1 gradients vanish sooner.
+    and _l{k}_reverse. Gains start from `gain`, biases from 0. Cooijmans et al. (Recurrent
+    Batch Normalization, 2017) start theirs from 0.1: with tanh of numbers of variance 1 gradients vanish sooner.
 
     Args:
         gain: what the gains start from.
