@@ -479,7 +479,8 @@ def backward(
     before = masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], mask_h(noise, batch, hidden, dtype))
     matmul(behind.T, before.reshape(rows), d.weight_hh)
     from_x = saved.from_x.reshape(flat.shape)
-    layer_norm_backward(flat, from_x, w.gain_ih, *saved.stats_x, behind, d.gain_ih, d.bias_ih)
+    mean_x, rstd_x = saved.stats_x
+    layer_norm_backward(flat, from_x, w.gain_ih, mean_x, rstd_x, behind, d.gain_ih, d.bias_ih)
     m_x, dx = mask_x(noise, x), empty(x.shape, dtype)
     matmul(behind, w.weight_ih, dx.reshape(steps * batch, inputs))
     masked_steps(dx, m_x, out=dx)

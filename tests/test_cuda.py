@@ -245,6 +245,9 @@ BOUNDS = {
     "fg_gru_backward": (64, 7, 7), "fg_gru_candidate": (64, 5, 3), "fg_gru_reset_backward": (64, 4, 2),
     "fg_batch_norm_sums_across": (96, 3, 0), "fg_batch_norm_sums_along": (64, 2, 0), "fg_batch_norm_apply": (64, 2, 1),
     "fg_layer_norm": (64, 4, 1), "fg_layer_norm_backward": (80, 6, 1),
+    # A thread for each unit: what a step waits for is its launches.
+    "fg_mask_steps": (32, 0, 0), "fg_zoneout": (48, 0, 0), "fg_zoneout_backward": (48, 0, 0),
+    "fg_finish_step": (40, 0, 0), "fg_layer_norm_lstm": (80, 0, 0), "fg_layer_norm_lstm_backward": (96, 0, 0),
 }  # fmt: skip
 
 
