@@ -221,8 +221,23 @@ class _Nvtx:
         cls.open.pop()
 
 
+class _Runtime:
+    @staticmethod
+    def getDevice() -> int:
+        return 0
+
+    @staticmethod
+    def getDeviceCount() -> int:
+        return 1
+
+    @staticmethod
+    def getDeviceProperties(device: int) -> dict[str, Any]:
+        return {"name": b"emulated GPU", "major": 9, "minor": 0, "totalGlobalMem": 10**9, "l2CacheSize": 1 << 12}
+
+
 class _Cuda:
     Event = Event
+    runtime = _Runtime
     get_elapsed_time = staticmethod(get_elapsed_time)
     nvtx = _Nvtx
 
