@@ -333,6 +333,14 @@ def train(
     no_compare: Annotated[
         bool, _option("--no-compare", panel=OUTPUT, help="Don't time these kernels against naive NumPy at the end.")
     ] = False,
+    profile: Annotated[
+        bool,
+        _option(
+            "--profile",
+            panel=OUTPUT,
+            help="Time 20 steps layer by layer; print a table and write trace.json, for ui.perfetto.dev.",
+        ),
+    ] = False,
 ) -> None:
     """Turn the options of the command line into `Options` and run them."""
     from fastgrad.training.run import Options
@@ -365,6 +373,7 @@ def train(
             sample_length=sample_length,
             temperature=temperature,
             comparison=not no_compare,
+            profile=profile,
         )
     )
     raise typer.Exit(status)

@@ -127,11 +127,13 @@ class Profile:
         """Return by operation the size from which the GPU wins: "without" and "with" copies; None is never."""
         found: dict[str, dict[str, float | None]] = {}
         for op in self.ops:
-            rows = [row for row in self.rows if row.op == op and row.gpu_call is not None and row.best_cpu is not None]
-            if rows:
+            rows = [row for row in self.rows if row.op == op]
+            known = [(row, row.gpu_call, row.best_cpu) for row in rows]
+            points = [(row.size, gpu, cpu, row.seconds[GPU_COPIES]) for row, gpu, cpu in known if gpu and cpu]
+            if points:
                 found[op] = {
-                    "without": crossover([(row.size, row.gpu_call, row.best_cpu) for row in rows]),
-                    "with": crossover([(r.size, r.gpu_call + r.seconds[GPU_COPIES], r.best_cpu) for r in rows]),
+                    "without": crossover([(size, gpu, cpu) for size, gpu, cpu, _ in points]),
+                    "with": crossover([(size, gpu + copies, cpu) for size, gpu, cpu, copies in points]),
                 }
         return found
 
@@ -152,7 +154,7 @@ class Profile:
         }
 
 
-def crossover(points: Sequence[tuple[int, Any, Any]]) -> float | None:
+def crossover(points: Sequence[tuple[int, float, float]]) -> float | None:
     """Return the size from which the first of two times is the shorter one, for good; None where it never is.
 
     points: (size, one, other), sizes ascending. Between two sizes the times are powers of the size.
@@ -201,7 +203,7 @@ def measure(
     status = _gpu.gpu_status()
     why = "" if gpu else f"{status.reason}; {status.advice}"
     return Profile(
-        environment.describe(counts[-1]), counts[-1], turns, ceilings, rows, gpu and gpu.name, why,
+        environment.describe(counts[-1]), counts[-1], turns, ceilings, rows, gpu.name if gpu else None, why,
         time.perf_counter() - start,
     )  # fmt: skip
 
@@ -213,11 +215,11 @@ def _row(
     contestants: dict[str, Contestant] = {}
     failed: dict[str, str] = {}
     makers: dict[str, Callable[[], Contestant]] = {NUMPY: lambda: _on_reference(case)}
-    run: list[Callable[[], Any]] = []  # one set of results for all numbers of threads
+    # One set of results for all numbers of threads.
+    bound = functools.cache(lambda: case.bind(*case.inputs))
 
     def on_cpu(n: int) -> Contestant:
-        run or run.append(case.bind(*case.inputs))
-        return Contestant(run[0], clock=functools.partial(_with_threads, n))
+        return Contestant(bound(), clock=functools.partial(_with_threads, n))
 
     for n in counts:
         makers[f"cpu {n}"] = functools.partial(on_cpu, n)

@@ -119,8 +119,8 @@ def columns(profile: Profile, wide: bool) -> dict[str, Any]:
     for name in counts:
         found[count(int(name.split()[1]), "thread")] = lambda row, name=name: duration(row.seconds.get(name))
     if wide:
-        found["NumPy /"] = lambda row: ratio(row.seconds.get(NUMPY), row.seconds.get(most))
-        found["torch /"] = lambda row: ratio(row.seconds.get(TORCH), row.seconds.get(most))
+        found["NumPy/own"] = lambda row: ratio(row.seconds.get(NUMPY), row.seconds.get(most))
+        found["torch/own"] = lambda row: ratio(row.seconds.get(TORCH), row.seconds.get(most))
     found["GB/s"] = lambda row: rates(row.cost, row.seconds.get(most))[0]
     found["GFLOP/s"] = lambda row: rates(row.cost, row.seconds.get(most))[1]
     found["of limit"] = lambda row: percent(row.share(most))
@@ -139,7 +139,7 @@ def gpu_columns(profile: Profile, wide: bool) -> dict[str, Any]:
     if any(TORCH_GPU in row.seconds for row in profile.rows):
         found["torch"] = lambda row: duration(row.seconds.get(TORCH_GPU))
     if wide:
-        found["CPU /"] = lambda row: ratio(row.best_cpu, row.gpu_call)
+        found["CPU/GPU"] = lambda row: ratio(row.best_cpu, row.gpu_call)
     found["GB/s"] = lambda row: rates(row.cost, row.seconds.get(GPU_COLD))[0]
     found["GFLOP/s"] = lambda row: rates(row.cost, row.seconds.get(GPU_COLD))[1]
     found["of limit"] = lambda row: percent(row.share(GPU_COLD))
