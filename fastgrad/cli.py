@@ -413,16 +413,43 @@ def warmup(
     print(report)
 
 
-@app.command(help="Say what this machine can do for the kernels, and why not more.")
+@app.command(
+    help="Say what this machine can do for the kernels, why not more, and what mends it; exit status 1 if it is broken."
+)
 def doctor(
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure copying and matrix products: about a second.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Print the report of `fastgrad.doctor`."""
+    """Print the report of `fastgrad.doctor`; exit status 1 where something is broken."""
     import fastgrad
 
-    print(fastgrad.doctor(measure=measure))
+    report = fastgrad.doctor(measure=measure)
+    if as_json:
+        import json
+
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        _print_findings(report)
+    raise typer.Exit(int(report.broken))
+
+
+def _print_findings(report: Any) -> None:
+    """Print a report of `doctor`, wrapped to the terminal below each other."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        mark = Text("BROKEN: ", style="bold red") if finding.broken else Text()
+        table.add_row(Text(finding.topic, style="bold"), mark + finding.value)
+        if finding.advice:
+            table.add_row("", Text(f"-> {finding.advice}", style="red" if finding.broken else "yellow"))
+    Console(highlight=False).print(table)
 
 
 def _sizes(text: str | None) -> list[int] | None:
@@ -464,7 +491,7 @@ def profile(
     turns: Annotated[
         int, typer.Option("--turns", metavar="N", min=1, help="Times that each is measured, by turns; medians count.")
     ] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Also write roofline.png, profile.html and profile.json there."),
@@ -473,11 +500,14 @@ def profile(
     """Print the report of `fastgrad.profiling`."""
     from fastgrad.profiling.command import run
 
-    raise typer.Exit(run(names or (), sizes, turns, json, out))  # type: ignore[arg-type]
+    raise typer.Exit(run(names or (), sizes, turns, as_json, out))  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the loss diverged, 2 a wrong input or option, 130 stopped by Ctrl-C."""
+    """Run the command line and exit.
+
+    Status: 0 done, 1 the loss diverged or something is broken, 2 a wrong input or option, 130 stopped by Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A sample may hold characters that the terminal's encoding lacks.
         with contextlib.suppress(AttributeError, ValueError):

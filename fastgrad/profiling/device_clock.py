@@ -36,7 +36,7 @@ class DeviceClock:
         self.device, self._delay = device, delay
         with device.here():
             self._state = device.xp.full(1, 1, np.uint32)
-            self._flush = None
+            self._flush: Any = None
             delay(self._state, 1)
             begin = device.mark()
             delay(self._state, DELAY_STEPS)

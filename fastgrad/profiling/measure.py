@@ -129,7 +129,11 @@ class Profile:
         for op in self.ops:
             rows = [row for row in self.rows if row.op == op]
             known = [(row, row.gpu_call, row.best_cpu) for row in rows]
-            points = [(row.size, gpu, cpu, row.seconds[GPU_COPIES]) for row, gpu, cpu in known if gpu and cpu]
+            points = [
+                (row.size, gpu, cpu, row.seconds[GPU_COPIES])
+                for row, gpu, cpu in known
+                if gpu and cpu and GPU_COPIES in row.seconds
+            ]
             if points:
                 found[op] = {
                     "without": crossover([(size, gpu, cpu) for size, gpu, cpu, _ in points]),

@@ -50,7 +50,7 @@ class ModelProfile:
     """What `profile_model` found; print it.
 
     rows: the model and its layers, in their order, then what else a step did. seconds: of a step. steps: how many were
-    timed; each time is the mean over the faster half of them. clock: what told the time. spans: every call, for `save_trace`.
+    timed; each time is the mean over the faster half of them. clock: what told the time. spans: every call.
     """
 
     rows: tuple[LayerTime, ...]
