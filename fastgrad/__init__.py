@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
+    from fastgrad.profiling.model import profile_model
     from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -84,6 +85,7 @@ __all__ = [
     "mse",
     "prelu",
     "prelu_backward",
+    "profile_model",
     "pruning",
     "reorder_gates",
     "rmsprop_step",
@@ -108,6 +110,7 @@ _LAZY_NAMES = {
     "RMSprop": "optim",
     "SGD": "optim",
     "doctor": "_doctor",
+    "profile_model": "profiling.model",
     "set_num_threads": "threads",
     "warmup": "_warmup",
 }
