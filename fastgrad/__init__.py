@@ -33,7 +33,7 @@ from fastgrad.regularization import dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
-    from fastgrad import init, layers, pruning, schedules
+    from fastgrad import init, layers, pruning, schedules, testing
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
@@ -96,11 +96,12 @@ __all__ = [
     "subnormals",
     "swiglu",
     "swiglu_backward",
+    "testing",
     "warmup",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
-_LAZY_MODULES = {"init", "layers", "pruning", "schedules"}
+_LAZY_MODULES = {"init", "layers", "pruning", "schedules", "testing"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",

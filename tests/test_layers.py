@@ -6,11 +6,12 @@ import backends
 import numpy as np
 import pytest
 from backends import placed
-from support import central_difference, random
+from support import random
 from tolerances import assert_close
 
 from fastgrad import SGD, Adam, RMSprop, layers
 from fastgrad.layers import GRU, LSTM, Activation, Embedding, Layer, Linear, Parameter, Sequential
+from fastgrad.testing import gradcheck
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 the letters of the house
 
@@ -142,26 +143,8 @@ def test_lengths_against_torch_packed(backend, dtype, cell, depth, both):
 ], ids=["lstm", "gru", "gru-paper"])  # fmt: skip
 def test_recurrent_by_central_differences(cpu_backend, make):
     layer = make()
-    cell = type(layer).__name__
-    x, dy = random(2, (4, 3, 3)), random(3, (4, 3, 4))
-    lengths = np.array([4, 2, 0])
-    count = 2 if cell == "LSTM" else 1
-    start = [random(5 + k, (4, 3, 2)) for k in range(count)]
-    dend = [random(7 + k, (4, 3, 2)) for k in range(count)]
-
-    def loss():
-        y, state = layer.forward(x, as_state(start, cell), lengths=lengths)
-        parts = state if cell == "LSTM" else (state,)
-        return float((y * dy).sum() + sum((part * weight).sum() for part, weight in zip(parts, dend, strict=True)))
-
-    loss()
-    dx = layer.backward(dy, as_state(dend, cell))
-    dstart = layer.dstate0 if cell == "LSTM" else (layer.dstate0,)
-    pairs = [("x", x, dx), *[(f"start{k}", start[k], dstart[k]) for k in range(count)]]
-    pairs += [(name, parameter.data, parameter.grad) for name, parameter in layer.named_parameters()]
-    for name, array, gradient in pairs:
-        difference = central_difference(loss, array)
-        assert_close(gradient, difference, "differences", magnitude=np.abs(difference).max() + 0.1, label=name)
+    start = [random(5 + k, (4, 3, 2)) for k in range(2)]
+    gradcheck(layer, (random(2, (4, 3, 3)), as_state(start, type(layer).__name__), np.array([4, 2, 0])))
 
 
 def model(dtype=np.float64):
@@ -175,13 +158,10 @@ def model(dtype=np.float64):
 
 
 def test_sequential_by_central_differences(cpu_backend):
-    net = model()
-    x, dy = np.random.default_rng(1).integers(0, 7, (3, 2)), random(2, (3, 2, 2))
-    net.forward(x)
-    assert net.backward(dy) is None
-    for name, parameter in net.named_parameters():
-        difference = central_difference(lambda: float((net.forward(x) * dy).sum()), parameter.data)
-        assert_close(parameter.grad, difference, "differences", magnitude=np.abs(difference).max() + 0.1, label=name)
+    net, x = model(), np.random.default_rng(1).integers(0, 7, (3, 2))
+    gradcheck(net, x)
+    y = net.forward(x)
+    assert net.backward(y) is None
 
 
 def test_a_dropped_state_gradient_is_noticed(monkeypatch, backend):
