@@ -29,7 +29,7 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
-from fastgrad.regularization import dropout, dropout_backward
+from fastgrad.regularization import activation_dropout, activation_dropout_backward, dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ __all__ = [
     "RMSprop",
     "activation",
     "activation_backward",
+    "activation_dropout",
+    "activation_dropout_backward",
     "adam_step",
     "adaptive_clip",
     "backend",
