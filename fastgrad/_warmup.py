@@ -74,6 +74,7 @@ _OTHER_NAMES = {
     "LayerNorm": "layer_norm",
     "BatchNorm": "batch_norm",
     "Dropout": "dropout",
+    "PReLU": "prelu",
 }
 
 # Kernels for each process: with 4 a second one just pays. Nine light kernels took 1.06 s in one process, 0.99 s in two;

@@ -69,6 +69,27 @@ def test_embedding_against_torch(backend, dtype, shape):
     assert_gradients_match(layer, module, dtype)
 
 
+@pytest.mark.parametrize(
+    ("kind", "params", "name"),
+    [
+        ("sigmoid", {}, "Sigmoid"), ("tanh", {}, "Tanh"), ("relu", {}, "ReLU"),
+        ("leaky_relu", {"negative_slope": 0.2}, "LeakyReLU"), ("relu6", {}, "ReLU6"),
+        ("hardtanh", {"min_val": 0.0, "max_val": 1.5}, "Hardtanh"), ("elu", {"alpha": 0.7}, "ELU"),
+        ("selu", {}, "SELU"), ("gelu", {}, "GELU"), ("silu", {}, "SiLU"), ("mish", {}, "Mish"),
+    ],
+)  # fmt: skip
+def test_every_remedy_among_activations(backend, dtype, kind, params, name):
+    """Those that the literature names; a ReLU clipped at any bound is hardtanh from 0."""
+    torch = pytest.importorskip("torch")
+    layer, module = placed(Activation(kind, **params), backend), getattr(torch.nn, name)(**params)
+    x, dy = random(1, (5, 7), dtype, scale=2.0), random(2, (5, 7), dtype)
+    t = torch.tensor(x, requires_grad=True)
+    expected = module(t)
+    expected.backward(torch.tensor(dy))
+    assert_close(layer.forward(x), expected.detach().numpy(), "torch", magnitude="largest")
+    assert_close(layer.backward(dy), t.grad.numpy(), "torch", magnitude="largest")
+
+
 def test_activation(backend, dtype):
     torch = pytest.importorskip("torch")
     layer = placed(Activation("leaky_relu", negative_slope=0.3), backend)

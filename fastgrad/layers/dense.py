@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import init
 from fastgrad._arrays import Array
 from fastgrad._checks import number
-from fastgrad.activations import activation, activation_backward
+from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
+from fastgrad.init import float_dtype
 from fastgrad.layers.base import Layer, Parameter, Rng, positive, uniform, wrong_shape
 from fastgrad.linear import embedding, embedding_backward, linear, linear_backward
 from fastgrad.regularization import activation_dropout, activation_dropout_backward
@@ -74,7 +74,7 @@ class Embedding(Layer):
     ) -> None:
         positive(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        dtype = init.float_dtype(dtype)
+        dtype = float_dtype(dtype)
         values = np.random.default_rng(rng).standard_normal((num_embeddings, embedding_dim), dtype=dtype.type)
         self.weight = Parameter(values)
         self.to(device)
@@ -125,3 +125,31 @@ class Activation(Layer):
         if offset is None:
             return activation_backward(dy, x, self.kind, **self.params)
         return activation_dropout_backward(dy, x, self.kind, self.dropout, self.seed, offset, **self.params)
+
+
+class PReLU(Layer):
+    """y = x where x > 0, else weight x, with a learned weight: one, or one per channel (axis 1), from `init`.
+
+    He, Zhang, Ren & Sun, Delving Deep into Rectifiers, 2015, who leave its weight out of weight decay.
+    """
+
+    def __init__(
+        self, num_parameters: int = 1, init: float = 0.25, *, dtype: Any = np.float32, device: str = "cpu"
+    ) -> None:
+        positive(num_parameters=num_parameters)
+        self.num_parameters = num_parameters
+        self.weight = Parameter(np.full(num_parameters, number("init", init), float_dtype(dtype)))
+        self.to(device)
+
+    def forward(self, x: Array) -> Array:
+        """Return y of x's shape, (batch, num_parameters, ...) or any for one weight; keep x until backward."""
+        self._check_kind("x", x, self.weight)
+        y = prelu(x, self.weight.data)
+        self._keep(y, x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """Return dx of dy's shape; adds to the gradient of weight."""
+        dx, dweight = prelu_backward(dy, self._take(dy), self.weight.data)
+        self.weight.accumulate(dweight)
+        return dx
