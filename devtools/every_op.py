@@ -90,6 +90,10 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
     for shape in SHAPES:
         each(fg.dropout(normal(*shape), 0.3, 1, 2), fg.dropout_backward(normal(*shape), 0.3, 1, 2))
+        x, dy = normal(*shape), normal(*shape)
+        total = {"bias_grad": xp.zeros(shape[-1:], dtype)} if shape else {}
+        each(fg.activation_dropout(x, "silu", 0.3, 1, 2), fg.activation_dropout_backward(dy, x, "silu", 0.3, 1, 2))
+        each(fg.activation_dropout_backward(dy, x, "silu", 0.3, 1, 2, **total), *total.values())
     for rows, columns in ((1, 1), (9, 33), (70, 64), (2, 20000)):
         _, normalised = fg.layer_norm(normal(rows, columns), normal(columns), normal(columns))
         each(fg.layer_norm_backward(normal(rows, columns), normalised))

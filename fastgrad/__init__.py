@@ -29,11 +29,11 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
-from fastgrad.regularization import dropout, dropout_backward
+from fastgrad.regularization import activation_dropout, activation_dropout_backward, dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
-    from fastgrad import init, layers, pruning, schedules
+    from fastgrad import init, layers, pruning, schedules, testing
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
@@ -52,6 +52,8 @@ __all__ = [
     "RMSprop",
     "activation",
     "activation_backward",
+    "activation_dropout",
+    "activation_dropout_backward",
     "adam_step",
     "adaptive_clip",
     "backend",
@@ -98,11 +100,12 @@ __all__ = [
     "subnormals",
     "swiglu",
     "swiglu_backward",
+    "testing",
     "warmup",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
-_LAZY_MODULES = {"init", "layers", "pruning", "schedules"}
+_LAZY_MODULES = {"init", "layers", "pruning", "schedules", "testing"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",

@@ -104,6 +104,24 @@ def bias_grad() -> None:
         )  # fmt: skip
 
 
+def dropouts() -> None:
+    """Groups of 64 and a tail, arrays off 16 bytes; rows that are no vectors and rows that are. Bit for bit."""
+    random = (0.3, (1 << 40) + 5, (1 << 35) + 3)
+    for off in range(3):
+        dy, x, out = (placed(v, off == i) for i, v in enumerate((normal(1095), normal(1095, 1), np.zeros(1095, F32))))
+        agree("exact", lambda dy, out: fastgrad.dropout(dy, *random, out=out), dy, out)
+        agree("exact", lambda x, out: fastgrad.activation_dropout(x, "silu", *random, out=out), x, out)
+        agree("exact", lambda *a: fastgrad.activation_dropout_backward(*a[:2], "silu", *random, out=a[2]), dy, x, out)
+    for shape in ((300, 8), (37, 5)):
+        agree(
+            "reduction",
+            lambda dy, x, out, total: fastgrad.activation_dropout_backward(
+                dy, x, "relu", *random, out=out, bias_grad=total
+            ),
+            normal(shape), normal(shape, 1), np.zeros(shape, F32), np.zeros(shape[-1:], F32),
+        )  # fmt: skip
+
+
 def bias_of_linear() -> None:
     for rows, columns in ((100, 132), (37, 5)):
         agree("product", linear_backward, normal((rows, columns)), normal((rows, 3), 1), normal((columns, 3), 2))
@@ -315,6 +333,7 @@ CASES: dict[str, Callable[[], None]] = {
     "tanh": activation("tanh"),
     "gelu": activation("gelu"),
     "bias_grad": bias_grad,
+    "dropouts": dropouts,
     "linear": bias_of_linear,
     "glu": glu,
     "prelu": prelu,
@@ -383,7 +402,16 @@ MUTANTS = [
         ("activation.cu", "a block that is not full taken as one", "relu",
          "first + span <= n && aligned16(x, y)", "first < n && aligned16(x, y)"),
         ("activation.cu", "alignment of dx forgotten", "relu", "aligned16(dy, x, dx)", "aligned16(dy, x)"),
-        ("activation.cu", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("activation_rows.cuh", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("philox.cuh", "a round left out", "dropouts", "round < 10", "round < 9"),
+        ("philox.cuh", "the high half of the offset left out", "dropouts", "unsigned(offset >> 32)}", "0u}"),
+        ("philox.cuh", "a group that is not full taken as one", "dropouts",
+         "start + 3 * QUARTER + VECTOR <= n", "start + VECTOR <= n"),
+        ("philox.cuh", "a word of another entry", "dropouts", "k, words[k].at[w]));", "k, words[k].at[3 - w]));"),
+        ("activation_dropout.cu", "the mask left out of the gradient of rows", "dropouts",
+         "drop(gradient, random.of_entry(entry)) * derivative", "gradient * drop.scale * derivative"),
+        ("activation_dropout.cu", "the mask on the wrong side of f'", "dropouts",
+         "drop(gradient, word) * derivative(input, p0, p1)", "gradient * drop(derivative(input, p0, p1), word)"),
         ("glu.cu", "alignment of dup forgotten", "glu",
          "aligned16(dy, gate, up, dgate, dup)", "aligned16(dy, gate, up, dgate)"),
         ("glu.cu", "f' in the place of f", "glu", "dy * f(gate)", "dy * derivative(gate)"),

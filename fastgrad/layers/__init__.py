@@ -12,7 +12,7 @@ Dimension letters: T time, B batch, I input, H hidden, L layers, D directions.
 
 from fastgrad.layers.base import Layer, Parameter
 from fastgrad.layers.containers import Residual, Sequential
-from fastgrad.layers.dense import Activation, Embedding, Linear
+from fastgrad.layers.dense import Activation, Embedding, Linear, PReLU
 from fastgrad.layers.norms import BatchNorm, LayerNorm
 from fastgrad.layers.recurrent import GRU, LSTM
 from fastgrad.layers.regularization import Dropout
@@ -27,6 +27,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "PReLU",
     "Parameter",
     "Residual",
     "Sequential",
