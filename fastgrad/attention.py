@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._arrays import Array, contiguous_copy, empty, is_array
-from fastgrad._checks import distinct, float_array, number, output, same_array, sequence_lengths
+from fastgrad._arrays import Array, empty, is_array
+from fastgrad._checks import distinct, finish, float_array, number, output, same_array, sequence_lengths
 from fastgrad._dispatch import kernels
 from fastgrad.regularization import counted
 
@@ -68,13 +68,6 @@ def _written(name: str, value: Any, q: Array, shape: tuple[int, ...], apart: Seq
     return value if walkable else scratch
 
 
-def _filled(value: Array | None, written: Array) -> Array:
-    if value is not None and value is not written:
-        value[...] = written
-        return value
-    return written
-
-
 def attention(
     q: Array,
     k: Array,
@@ -88,7 +81,7 @@ def attention(
     offset: int = 0,
     out: Array | None = None,
 ) -> tuple[Array, AttentionSaved]:
-    """Attend to values by the likeness of queries and keys: y = softmax(scale q k^T) v, for each batch and head.
+    """Attend to values by the likeness of queries and keys: y = softmax((scale q) k^T) v, for each batch and head.
 
     No (T, S) matrix is ever in memory: scores are made in tiles, and the sum of a row's exponentials is kept along
     with the largest score that it was taken against, and rescaled when a larger one turns up. Backward makes the
@@ -135,14 +128,17 @@ def attention(
     scale = D**-0.5 if scale is None else number("scale", scale)
     p = number("dropout", dropout, 0.0, 1.0)
     counts = counted("seed", seed), counted("offset", offset)
-    dropped = (round(p * 2**32), 0.0 if p == 1.0 else 1.0 / (1.0 - p), *counts) if p else None
+    dropped = None
+    if p:
+        threshold = round(p * 2**32)
+        dropped = (0, 0.0, *counts) if threshold == 1 << 32 else (threshold, 1.0 / (1.0 - p), *counts)
     limits = sequence_lengths(lengths, B, b.shape[2], "the number of keys S", "q", a)
     y = _written("out", out, a, a.shape, (("q", q), ("k", k), ("v", v)))
     largest, total = (empty((B, H, T), a.dtype, a) for _ in range(2))
     module = kernels("attention", a)
     if y.size:
         module.attention(a, b, c, scale, bool(causal), limits, dropped, y, largest, total)
-    result = _filled(out, y)
+    result = finish(out, y)
     return result, AttentionSaved(a, b, c, y, largest, total, scale, bool(causal), limits, dropped, module)
 
 
@@ -187,4 +183,4 @@ def attention_backward(
             result.fill(0)
     else:
         saved.module.attention_backward(gradient, *saved[:6], *saved[6:10], *results)
-    return AttentionGradients(*(_filled(value, result) for value, result in zip(given, results, strict=True)))
+    return AttentionGradients(*(finish(value, result) for value, result in zip(given, results, strict=True)))

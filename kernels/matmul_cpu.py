@@ -120,7 +120,7 @@ def rows_by_panels(dtype: np.dtype, left: str = BY_ROWS, vectors: int = VECTORS)
         alone, and no stride
     b : address of the packed panels, each `vectors` wide; c, start (rows, n): addresses and byte strides
     """
-    tile, wide = tile(dtype, left, vectors), _tile(dtype, left, vectors, True)
+    narrow, wide = tile(dtype, left, vectors), tile(dtype, left, vectors, True)
     item = dtype.itemsize
     width = vectors * lanes(dtype)
     packed, by_columns = left == PACKED, left == BY_COLUMNS
