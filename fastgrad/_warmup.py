@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 STEMS: dict[str, tuple[str, ...]] = {
     "gru": ("gru", "cell", "matmul", "linear"),
     "lstm": ("lstm", "cell", "matmul", "linear"),
+    "attention": ("attention",),
     "linear": ("linear", "matmul"),
     "activation": ("activation",),
     "prelu": ("prelu",),
@@ -71,6 +72,7 @@ _OTHER_NAMES = {
     "LayerNorm": "layer_norm",
     "BatchNorm": "batch_norm",
     "Dropout": "dropout",
+    "MultiHeadAttention": "attention",
 }
 
 # Kernels for each process: with 4 a second one just pays. Nine light kernels took 1.06 s in one process, 0.99 s in two;

@@ -11,10 +11,11 @@ extern "C" __global__ void fg_dropout(const storage_t* x, storage_t* out, index_
                                       unsigned long long offset, unsigned int threshold, real_t scale) {
     const index_t counter = global_thread(), first = counter / 16 * 64 + counter % 16;
     if (first >= n) return;
-    const Words words = philox(counter, offset, seed);
+    const Words w = philox(counter, offset, seed);
+    const unsigned int words[4] = {w.a, w.b, w.c, w.d};
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
         const index_t at = first + 16 * word;
-        if (at < n) out[at] = words.at[word] >= threshold ? storage_t(real_t(x[at]) * scale) : storage_t(0);
+        if (at < n) out[at] = words[word] >= threshold ? storage_t(real_t(x[at]) * scale) : storage_t(0);
     }
 }

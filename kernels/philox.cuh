@@ -2,7 +2,7 @@
 // two 64-bit halves, under a key, on the CPU as here.
 #pragma once
 
-struct Words { unsigned int at[4]; };
+struct Words { unsigned int a, b, c, d; };
 
 __device__ inline Words philox(unsigned long long counter, unsigned long long offset, unsigned long long seed) {
     unsigned int c[4] = {(unsigned int)(counter), (unsigned int)(counter >> 32), (unsigned int)(offset),
@@ -18,5 +18,5 @@ __device__ inline Words philox(unsigned long long counter, unsigned long long of
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return {{c[0], c[1], c[2], c[3]}};
+    return {c[0], c[1], c[2], c[3]};
 }
