@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 STEMS: dict[str, tuple[str, ...]] = {
     "gru": ("gru", "cell", "matmul", "linear"),
     "lstm": ("lstm", "cell", "matmul", "linear"),
+    "attention": ("attention",),
     "linear": ("linear", "matmul"),
     "activation": ("activation",),
     "prelu": ("prelu",),
@@ -74,6 +75,7 @@ _OTHER_NAMES = {
     "LayerNorm": "layer_norm",
     "BatchNorm": "batch_norm",
     "Dropout": "dropout",
+    "MultiHeadAttention": "attention",
     "PReLU": "prelu",
 }
 

@@ -122,6 +122,43 @@ def dropouts() -> None:
         )  # fmt: skip
 
 
+def attention() -> None:
+    """Several blocks and tiles along either axis, none full; a head wider than a slab of the smallest variant."""
+
+    def both(options: dict) -> Callable:
+        def call(dy, q, k, v):
+            y, saved = fastgrad.attention(q, k, v, **options)
+            return y, saved.largest, saved.total, *fastgrad.attention_backward(dy, saved)
+
+        return call
+
+    for options in ({"causal": True}, {"lengths": [35, 0]}, {"dropout": 0.4, "causal": True}):
+        for T, S, D in ((40, 70, 5), (70, 40, 37)):
+            shapes = ((2, 2, T, D), (2, 2, T, D), (2, 2, S, D), (2, 2, S, D))
+            agree("product", both(options), *(normal(shape, seed) for seed, shape in enumerate(shapes)))
+
+
+def attention_with_nan() -> None:
+    """What a row does not see is no number; what it sees is large, and of either sign."""
+    dy, q, k, v = (normal((1, 1, 40, 5), seed) for seed in range(4))
+    k *= 30
+    for array in (k, v):
+        array[0, 0, 33:] = NAN
+    agree("product", lambda q, k, v: fastgrad.attention(q, k, v, causal=True)[0][:, :, :33], q, k, v)
+    k[0, 0, :33] = -INF
+    k[0, 0, 32], q[...] = 1, np.abs(q)
+    agree("product", lambda q, k, v: fastgrad.attention(q, k, v, lengths=[33])[0], q, k, v)
+    dy[0, 0, :20] = NAN
+    k[...] = normal((1, 1, 40, 5), 5)
+    v[...] = normal((1, 1, 40, 5), 6)
+
+    def behind(dy, q, k, v):
+        gradients = fastgrad.attention_backward(dy, fastgrad.attention(q, k, v, causal=True)[1])
+        return [gradient[:, :, 20:] for gradient in gradients]
+
+    agree("product", behind, dy, q, k, v)
+
+
 def bias_of_linear() -> None:
     for rows, columns in ((100, 132), (37, 5)):
         agree("product", linear_backward, normal((rows, columns)), normal((rows, 3), 1), normal((columns, 3), 2))
@@ -353,6 +390,8 @@ CASES: dict[str, Callable[[], None]] = {
     "Adam": optimizer("Adam", max_norm=0.5),
     "AdamW": optimizer("AdamW"),
     "SGD": optimizer("SGD", momentum=0.9, dampening=0.5),
+    "attention": attention,
+    "attention with NaN": attention_with_nan,
     "LSTM": lstm(False),
     "LSTM reverse": lstm(True),
     "GRU": gru(True),
@@ -441,6 +480,35 @@ MUTANTS = [
          "if (valid && first + u * step < E) values", "if (first + u * step < E) values"),
         ("embedding.cu", "a gradient for indices out of range", "embedding out of range",
          "index == NOWHERE || (head", "(head"),
+        ("attention.cu", "keys overwritten while they are read", "attention",
+         "dots(queries + warp * ROWS * stride, tile, D, scores);\n        __syncthreads();",
+         "dots(queries + warp * ROWS * stride, tile, D, scores);"),
+        ("attention.cu", "weights read before they are there", "attention",
+         "weights[r * WARP + lane] = slope;\n        }\n        __syncwarp();",
+         "weights[r * WARP + lane] = slope;\n        }"),
+        ("attention.cu", "sums not rescaled", "attention", "sums[r][c] *= rescale;", "sums[r][c] *= 1;"),
+        ("attention.cu", "a total not rescaled", "attention", "sum[r] * rescale + warp_sum", "sum[r] + warp_sum"),
+        ("attention.cu", "the last features of a head", "attention", "if (d < D) to[d] = storage_t(empty",
+         "if (d < D - 1) to[d] = storage_t(empty"),
+        ("attention.cu", "features of the next row", "attention", "d < D ? real_t(from", "d < stride ? real_t(from"),
+        ("attention.cu", "rows past the end of a copy", "attention", "first + row < end && d", "d"),
+        ("attention.cu", "the diagonal not seen", "attention",
+         "causal ? near(row + 1 - first) : FAR, near(keys - first)};\n#pragma",
+         "causal ? near(row - first) : FAR, near(keys - first)};\n#pragma"),
+        ("attention.cu", "keys that see a query before", "attention", "causal ? near(key - first) : -FAR",
+         "causal ? near(key - 1 - first) : -FAR"),
+        ("attention.cu", "0 times NaN", "attention with NaN", "if (!all && !span.has(r, j)) continue;", ""),
+        ("attention.cu", "-inf less -inf", "attention with NaN",
+         "top[r] > -infinity() ? top[r] : real_t(0);", "top[r];"),
+        ("attention.cu", "padding has a gradient", "attention", "const bool padding = key + r >= keys;",
+         "const bool padding = false;"),
+        ("attention.cu", "dropout forgotten backward", "attention", "weight *= kept;", ""),
+        ("attention.cu", "numbers of another row", "attention", "(head * T + row) * groups, key + r",
+         "(head * T + row + 1) * groups, key + r"),
+        ("attention.cu", "the scale forgotten", "attention", "storage_t(sums[r][c] * scale)", "storage_t(sums[r][c])"),
+        ("attention.cu", "along not taken off", "attention", "slopes[r] * kept - mean)", "slopes[r] * kept)"),
+        ("philox.cuh", "words changed", "attention", "return {c[0], c[1], c[2], c[3]};",
+         "return {c[0], c[1], c[3], c[2]};"),
         ("lists.cuh", "chunks counted from the first tensor", "clip", "(chunk - table.first_chunk(tensor))", "chunk"),
         ("lists.cuh", "alignment of the last stream only", "sgd",
          "aligned = aligned && aligned16", "aligned = aligned16"),

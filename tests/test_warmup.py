@@ -123,6 +123,13 @@ def call_layer_norm(dtype: type) -> None:
     fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
 
 
+def call_attention(dtype: type) -> None:
+    dy, q, k, v = arrays(*[(2, 3, 31, 7)] * 4, dtype=dtype)
+    for options in ({"causal": True}, {"dropout": 0.5}):
+        _, saved = fastgrad.attention(q, k, v, **options)
+        fastgrad.attention_backward(dy, saved)
+
+
 def call_batch_norm(dtype: type) -> None:
     for shape in (31, 7), (5, 7, 9):
         dy, x, w, b, mean, var = arrays(shape, shape, *[(7,)] * 4, dtype=dtype)
@@ -176,6 +183,7 @@ def call_activation_dropout(dtype: type) -> None:
 CALLS = {
     "gru": lambda dtype: call_recurrent("gru", dtype),
     "lstm": lambda dtype: call_recurrent("lstm", dtype),
+    "attention": call_attention,
     "linear": call_linear,
     "activation": call_activations,
     "prelu": call_prelu,
