@@ -19,6 +19,7 @@ from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, 
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -82,6 +83,8 @@ __all__ = [
     "init",
     "layer_norm",
     "layer_norm_backward",
+    "layer_norm_lstm",
+    "layer_norm_lstm_backward",
     "layers",
     "lstm",
     "lstm_backward",

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "cell", "matmul", "linear"),
-    "lstm": ("lstm", "cell", "matmul", "linear"),
+    "gru": ("gru", "cell", "matmul", "linear", "between_steps", "dropout"),
+    "lstm": ("lstm", "cell", "matmul", "linear", "between_steps", "dropout"),
+    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "between_steps", "dropout"),
     "attention": ("attention",),
     "linear": ("linear", "matmul"),
     "activation": ("activation",),
@@ -69,6 +70,7 @@ _OTHER_NAMES = {
     "RMSprop": "rmsprop_step",
     "LSTM": "lstm",
     "GRU": "gru",
+    "LayerNormLSTM": "layer_norm_lstm",
     "Linear": "linear",
     "GradientNorm": "global_norm",
     "Embedding": "embedding",

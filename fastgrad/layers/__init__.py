@@ -16,7 +16,7 @@ from fastgrad.layers.checkpoint import Checkpoint
 from fastgrad.layers.containers import Residual, Sequential
 from fastgrad.layers.dense import Activation, Embedding, Linear, PReLU
 from fastgrad.layers.norms import BatchNorm, LayerNorm
-from fastgrad.layers.recurrent import GRU, LSTM
+from fastgrad.layers.recurrent import GRU, LSTM, LayerNormLSTM
 from fastgrad.layers.regularization import Dropout
 from fastgrad.layers.transformer import TransformerBlock
 
@@ -30,6 +30,7 @@ __all__ = [
     "Embedding",
     "Layer",
     "LayerNorm",
+    "LayerNormLSTM",
     "Linear",
     "MultiHeadAttention",
     "PReLU",
