@@ -16,7 +16,7 @@ from fastgrad._memory import empty
 
 from . import runtime
 from .between_steps_ref import DROPOUT_H, DROPOUT_X, ZONEOUT_C, ZONEOUT_H, Noise, threshold_of
-from .dropout_cpu import GROUP, dropout, words_of
+from .dropout_cpu import GROUP, dropout, random_words
 from .simd import I32, Machine, Value, traced
 
 Array = np.ndarray
@@ -38,7 +38,7 @@ def _draw(m: Machine, z: Value, first: Value, count: Value, seed: Value, counter
 
     def group(index: Value, state: list[Value]) -> list[Value]:
         start = index * GROUP
-        words = words_of(m, index, seed, counter)
+        words = random_words(m, index, seed, counter)
         zoned = Value(m, m.builder.icmp_unsigned("<", words.ir, limit))
         inside = m.mask(m.choose(last - start < GROUP, last - start, GROUP))
         before = m.mask(m.choose(first - start > 0, first - start, 0))

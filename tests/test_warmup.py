@@ -61,7 +61,7 @@ def test_a_factory_says_what_its_keys_hold():
 
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
-    without_kernels |= {"pruning", "schedules"}
+    without_kernels |= {"pruning", "schedules", "testing"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
     for name in set(fastgrad.__all__) - without_kernels:
         assert _warmup.plan((name,), np.dtype(np.float32)), name
@@ -132,6 +132,13 @@ def call_layer_norm(dtype: type) -> None:
     fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
 
 
+def call_attention(dtype: type) -> None:
+    dy, q, k, v = arrays(*[(2, 3, 31, 7)] * 4, dtype=dtype)
+    for options in ({"causal": True}, {"dropout": 0.5}):
+        _, saved = fastgrad.attention(q, k, v, **options)
+        fastgrad.attention_backward(dy, saved)
+
+
 def call_batch_norm(dtype: type) -> None:
     for shape in (31, 7), (5, 7, 9):
         dy, x, w, b, mean, var = arrays(shape, shape, *[(7,)] * 4, dtype=dtype)
@@ -174,10 +181,19 @@ def call_rmsprop(dtype: type) -> None:
         )  # fmt: skip
 
 
+def call_activation_dropout(dtype: type) -> None:
+    x, bias = np.ones((3, 7), dtype), np.empty(7, dtype)
+    for kind in _warmup._DROPPED_KINDS:
+        fastgrad.activation_dropout(x, kind, 0.5, 1)
+        fastgrad.activation_dropout_backward(x, x, kind, 0.5, 1)
+        fastgrad.activation_dropout_backward(x, x, kind, 0.5, 1, bias_grad=bias)
+
+
 CALLS = {
     "gru": lambda dtype: call_recurrent("gru", dtype),
     "lstm": lambda dtype: call_recurrent("lstm", dtype),
     "layer_norm_lstm": call_layer_norm_lstm,
+    "attention": call_attention,
     "linear": call_linear,
     "activation": call_activations,
     "prelu": call_prelu,
@@ -187,6 +203,7 @@ CALLS = {
     "layer_norm": call_layer_norm,
     "batch_norm": call_batch_norm,
     "dropout": lambda dtype: fastgrad.dropout_backward(fastgrad.dropout(np.ones(99, dtype), 0.5, 1), 0.5, 1),
+    "activation_dropout": call_activation_dropout,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "binary_cross_entropy_with_logits": lambda dtype: fastgrad.binary_cross_entropy_with_logits(
         np.ones(3, dtype), np.zeros(3, dtype)
