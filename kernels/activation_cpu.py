@@ -20,6 +20,7 @@ from fastgrad._memory import empty
 
 from . import runtime, streams, vecmath
 from .simd import CACHE_LINE, Machine, Value, traced
+from .sums import add_column, adding_rows
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 # 2 sqrt(2 / pi) and 0.044715 of it, to more digits than a double has: z = x (GELU_TANH + GELU_TANH_CUBIC x^2) is twice
@@ -354,14 +355,14 @@ def activation_backward(
         return
     blocks = -(-rows // ROWS)
     sums = empty((blocks, columns + CACHE_LINE // x.itemsize), x.dtype)
-    numbers = np.array(params, np.float64)
-    pointers = np.array(
-        [
-            runtime.address(dy), runtime.address(x), runtime.address(out), runtime.address(sums),
-            rows, columns, runtime.address(numbers),
-        ],
-        np.int64,
-    )  # fmt: skip
-    kernel = _backward_rows(kind, x.dtype, len(params), streaming)
-    runtime.run(kernel, blocks, pointers, parallel=x.size > streams.PARALLEL_SIZE)
-    bias_grad[...] = sums[:, :columns].sum(axis=0, dtype=np.float64)
+    numbers = runtime.doubles(*params)
+    sums_at = runtime.address(sums)
+    arrays = map(runtime.handle, (dy, x, out))
+    pointers = runtime.table(*arrays, sums_at, rows, columns, runtime.address_of(numbers))
+    launch = _backward_rows(kind, x.dtype, len(params), streaming), blocks, pointers, x.size > streams.PARALLEL_SIZE, 3
+    if columns > 1:
+        stride = sums.shape[1] * x.itemsize
+        runtime.run_in_turn(launch, adding_rows(sums_at, x.dtype, stride, blocks, columns, bias_grad))
+    else:
+        runtime.run(*launch)
+        add_column(sums[:, :1], bias_grad)

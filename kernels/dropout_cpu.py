@@ -53,7 +53,7 @@ def _dropout(dtype: np.dtype, streaming: bool) -> Any:
     item = dtype.itemsize
 
     def chunk(m, x, out, first, last, seed, offset, threshold, number):
-        scale = m.splat(m.load_double(number))
+        scale = m.splat(number)
         limit = m._broadcast(m.builder.trunc(threshold.ir, I32), GROUP)
 
         def body(index: Value, mask: Value | None) -> None:
@@ -72,7 +72,7 @@ def _dropout(dtype: np.dtype, streaming: bool) -> Any:
         first = block * BLOCK
         run_chunk(
             pointers[0], pointers[1], first, min(first + BLOCK, pointers[2]), pointers[3], pointers[4], pointers[5],
-            pointers[6],
+            runtime.as_double(pointers[6]),
         )  # fmt: skip
 
     return kernel
@@ -80,10 +80,8 @@ def _dropout(dtype: np.dtype, streaming: bool) -> Any:
 
 def dropout(x: np.ndarray, threshold: int, scale: float, seed: int, offset: int, out: np.ndarray) -> None:
     """Write x scale where the random number is at least `threshold`, else 0, into `out` (n,), may be x."""
-    number = np.array([scale])
-    signed = np.array([seed, offset], np.uint64).view(np.int64)
-    addresses = runtime.address(x), runtime.address(out)
-    pointers = np.array([*addresses, x.size, *signed, threshold, runtime.address(number)], np.int64)
-    streaming = may_stream(out, [x]) and addresses[1] % CACHE_LINE == 0
+    signed = (word - (word >> 63 << 64) for word in (seed, offset))
+    pointers = runtime.table(runtime.handle(x), runtime.handle(out), x.size, *signed, threshold, runtime.bits(scale))
+    streaming = may_stream(out, [x]) and runtime.address(out) % CACHE_LINE == 0
     blocks = -(-x.size // BLOCK)
-    runtime.run(_dropout(x.dtype, streaming), blocks, pointers, parallel=x.size > PARALLEL_SIZE)
+    runtime.run(_dropout(x.dtype, streaming), blocks, pointers, x.size > PARALLEL_SIZE, 2)
