@@ -215,7 +215,10 @@ def batch_norm(
         given += names
     elif not training:
         raise ValueError("running_mean: expected the statistics to evaluate with, got None; pass training=True")
-    y = output("out", out, "x", source, apart=[(name, a) for name, a in given if a is not None])
+    if out is None:
+        y = empty(source.shape, source.dtype, source)
+    else:
+        y = output("out", out, "x", source, apart=[(name, a) for name, a in given if a is not None])
     x3 = source.reshape(source.shape[0], count, inner)
     kernel = kernels("batch_norm", source).batch_norm
     mean, rstd = kernel(x3, w, b, running, bool(training), momentum, eps, y.reshape(x3.shape))
