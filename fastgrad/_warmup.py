@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "cell", "matmul", "linear"),
-    "lstm": ("lstm", "cell", "matmul", "linear"),
-    "linear": ("linear", "matmul"),
-    "activation": ("activation",),
-    "prelu": ("prelu",),
+    "gru": ("gru", "cell", "matmul", "linear", "rows"),
+    "lstm": ("lstm", "cell", "matmul", "linear", "rows"),
+    "linear": ("linear", "matmul", "rows"),
+    "activation": ("activation", "rows"),
+    "prelu": ("prelu", "rows"),
     "swiglu": ("glu",),
     "geglu": ("glu",),
     "embedding": ("embedding",),
-    "layer_norm": ("layer_norm",),
+    "layer_norm": ("layer_norm", "rows"),
     "batch_norm": ("batch_norm",),
     "dropout": ("dropout",),
     "softmax_cross_entropy": ("cross_entropy",),
@@ -174,7 +174,7 @@ def plan(names: Sequence[str], dtype: np.dtype[Any]) -> dict[str, Job]:
 
     jobs: dict[str, Job] = {}
     for name in dict.fromkeys(map(_plain, names or STEMS)):
-        for stem in STEMS.get(name, ("activation",)):
+        for stem in STEMS.get(name, STEMS["activation"]):
             importlib.import_module(f"fastgrad.kernels.{stem}_cpu")
             kinds = [_GLU_KINDS[name]] if stem == "glu" else [name] if name in KINDS else list(KINDS)
             for factory in [f for f in runtime.factories.values() if f.name.startswith(f"{stem}_cpu.")]:

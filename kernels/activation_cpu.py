@@ -19,8 +19,8 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime, streams, vecmath
+from .rows_cpu import add_column, adding_rows
 from .simd import CACHE_LINE, Machine, Value, traced
-from .sums import add_column, adding_rows
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 # 2 sqrt(2 / pi) and 0.044715 of it, to more digits than a double has: z = x (GELU_TANH + GELU_TANH_CUBIC x^2) is twice

@@ -22,9 +22,9 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
+from .rows_cpu import adding_rows
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, may_stream
-from .sums import adding_rows
 
 MOST_ROWS = 64  # of a block of the backward pass: summed in the array's dtype before the double sum takes over
 BLOCKS = 32  # of the backward pass, at least, where there are so many rows

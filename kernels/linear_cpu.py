@@ -13,9 +13,9 @@ from fastgrad._memory import empty
 
 from . import runtime
 from .matmul_cpu import matmul, product
+from .rows_cpu import add_column, adding_rows
 from .simd import Value, traced
 from .streams import PARALLEL_SIZE
-from .sums import add_column, adding_rows
 
 ROWS = 64  # rows summed in the array's dtype before the double sum takes over
 
