@@ -93,8 +93,9 @@ def to_host(array: Array) -> np.ndarray:
 
 def empty(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:
     """Return an uninitialised C-contiguous array of the kind of `like`, on its device."""
-    module = device_module(like)
-    return _memory.empty(shape, dtype) if module is None else module.empty(shape, dtype)
+    if type(like) is np.ndarray:
+        return _memory.empty(shape, dtype)
+    return array_module(like).empty(shape, dtype)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:

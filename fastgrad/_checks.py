@@ -28,6 +28,7 @@ from fastgrad._device_lists import plain
 from fastgrad._dispatch import get_backend, wrong_array
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_INT64 = np.dtype(np.int64)
 
 
 def _wrong_dtype(name: str, dtype: np.dtype) -> TypeError:
@@ -59,6 +60,8 @@ def float_array(name: str, value: Any) -> Array:
     Raises:
         TypeError: not an array, or another dtype.
     """
+    if type(value) is np.ndarray and value.dtype in FLOATS and value.flags.carray:
+        return value
     if not is_array(value):
         raise wrong_array(name, value)
     if value.dtype not in FLOATS:
@@ -76,6 +79,14 @@ def float_array_like(name: str, value: Any, like_name: str, like: Array, shape: 
         TypeError: not an array, not of the kind of `like` (NumPy, CuPy), or not of its dtype.
         ValueError: another shape.
     """
+    if (
+        type(value) is type(like) is np.ndarray
+        and value.dtype is like.dtype
+        and value.shape == (like.shape if shape is None else shape)
+        and value.flags.carray
+        and value.dtype in FLOATS
+    ):
+        return value
     array = float_array(name, value)
     _same_kind(name, array, like_name, like)
     if array.dtype != like.dtype:
@@ -103,26 +114,33 @@ def sized_array(
         ValueError: another shape.
     """
     array = float_array(name, value)
-    if like is not None:
+    if like is not None and (type(array) is not type(like) or array.dtype is not like.dtype):
         _same_kind(name, array, like_name, like)
         if array.dtype != like.dtype:
             raise _other_dtype(name, array.dtype, like_name, like.dtype)
-    words = letters.split()
-    wanted = "(" + ", ".join(words) + ("," if len(words) == 1 else "") + ")"
-    known = dict(sizes)
-    fits = array.ndim == len(words)
+    axes = _axes(letters)
+    shape = array.shape
+    fits = len(shape) == len(axes)
     if fits:
-        for word, size in zip(words, array.shape, strict=True):
-            letter, factor = word[-1], int(word[:-1] or 1)
+        known = sizes.copy()
+        for (letter, factor), size in zip(axes, shape, strict=True):
             if letter not in known and size % factor == 0:
                 known[letter] = size // factor
-            fits = fits and known.get(letter, -1) * factor == size
+            if known.get(letter, -1) * factor != size:
+                fits = False
     if not fits:
-        parts = {word[-1]: None for word in words}
-        values = ", ".join(f"{letter} = {sizes[letter]}" for letter in parts if letter in sizes)
+        words = letters.split()
+        wanted = "(" + ", ".join(words) + ("," if len(words) == 1 else "") + ")"
+        values = ", ".join(f"{letter} = {sizes[letter]}" for letter in dict(axes) if letter in sizes)
         raise ValueError(f"{name}: expected shape {wanted}{' with ' if values else ''}{values}, got {array.shape}")
     sizes.update(known)
     return array
+
+
+@functools.cache
+def _axes(letters: str) -> tuple[tuple[str, int], ...]:
+    """Return the letter and the factor of each axis."""
+    return tuple((word[-1], int(word[:-1] or 1)) for word in letters.split())
 
 
 def same_array(name: str, value: Array, like_name: str, like: Array) -> None:
@@ -135,6 +153,8 @@ def same_array(name: str, value: Array, like_name: str, like: Array) -> None:
 def _overlap(a: Array, b: Array) -> bool:
     if type(a) is not type(b):
         return False
+    if type(a) is np.ndarray and a.flags.owndata and b.flags.owndata:
+        return a is b and a.size > 0
     a, b = layout(a), layout(b)
     if not np.may_share_memory(a, b):
         return False
@@ -367,6 +387,11 @@ class TensorSets:
                     self._copies.append((a, copy))
         return result
 
+    @property
+    def tabled(self) -> bool:
+        """Say whether the lists are rows of tables: what the CPU kernels take fastest."""
+        return self._plan is not None
+
     def done(self) -> None:
         """End the call: copy what the kernel wrote into the caller's strided arrays, and give the table back."""
         for target, copy in self._copies:
@@ -440,6 +465,7 @@ def integers(
     meaning: str,
     like_name: str = "",
     like: Array | None = None,
+    ignored: int | None = None,
 ) -> Array:
     """Return an integer array as contiguous int64, its entries inside [low, high).
 
@@ -449,11 +475,23 @@ def integers(
         shape: the shape expected; None for any.
         meaning: what the upper bound is, for the error: "the number of classes".
         like: array beside which it must lie, called `like_name` in the error.
+        ignored: an entry that may be out of range.
 
     Raises:
         TypeError: not an array of integers, or not of the kind of `like` (NumPy, CuPy).
         ValueError: another shape, or an entry out of range.
     """
+    if (
+        type(value) is np.ndarray
+        and value.dtype is _INT64
+        and value.flags.carray
+        and (shape is None or value.shape == shape)
+        and (like is None or type(like) is np.ndarray)
+        and get_backend() != "reference"
+        # In compiled code: the smallest and the largest of few entries take NumPy 2 us.
+        and _lists().all_within(value, low, high, low if ignored is None else ignored)
+    ):
+        return value
     if not is_array(value):
         raise wrong_array(name, value)
     if like is not None and type(value) is not type(like) and is_array(like):
@@ -463,7 +501,8 @@ def integers(
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     if value.size and type(value) is np.ndarray:
-        smallest, largest = int(value.min()), int(value.max())
+        counted = value if ignored is None else np.where(value == ignored, low, value)
+        smallest, largest = int(counted.min()), int(counted.max())
         if smallest < low or largest >= high:
             bad = smallest if smallest < low else largest
             raise ValueError(f"{name}: expected entries from {low} to {high - 1} ({meaning}), got {bad}")

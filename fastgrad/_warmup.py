@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "cell", "matmul", "linear", "between_steps", "dropout"),
-    "lstm": ("lstm", "cell", "matmul", "linear", "between_steps", "dropout"),
-    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "between_steps", "dropout"),
+    "gru": ("gru", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
+    "lstm": ("lstm", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
+    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "rows", "between_steps", "dropout"),
     "attention": ("attention",),
-    "linear": ("linear", "matmul"),
-    "activation": ("activation",),
-    "prelu": ("prelu",),
+    "linear": ("linear", "matmul", "rows"),
+    "activation": ("activation", "rows"),
+    "prelu": ("prelu", "rows"),
     "swiglu": ("glu",),
     "geglu": ("glu",),
     "embedding": ("embedding",),
-    "layer_norm": ("layer_norm",),
+    "layer_norm": ("layer_norm", "rows"),
     "batch_norm": ("batch_norm",),
     "dropout": ("dropout",),
-    "activation_dropout": ("activation_dropout",),
+    "activation_dropout": ("activation_dropout", "rows"),
     "softmax_cross_entropy": ("cross_entropy",),
     "binary_cross_entropy_with_logits": ("binary_cross_entropy",),
     "mse": ("mse",),
@@ -182,7 +182,7 @@ def plan(names: Sequence[str], dtype: np.dtype[Any]) -> dict[str, Job]:
 
     jobs: dict[str, Job] = {}
     for name in dict.fromkeys(map(_plain, names or STEMS)):
-        for stem in STEMS.get(name, ("activation",)):
+        for stem in STEMS.get(name, STEMS["activation"]):
             importlib.import_module(f"fastgrad.kernels.{stem}_cpu")
             kinds = [_GLU_KINDS[name]] if stem == "glu" else [name] if name in KINDS else list(KINDS)
             kinds = _DROPPED_KINDS if stem == "activation_dropout" else kinds

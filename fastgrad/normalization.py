@@ -85,10 +85,13 @@ def layer_norm(
     size = source.shape[-1]
     w = _per_channel("weight", weight, source, size, 1.0)
     b = _per_channel("bias", bias, source, size, 0.0)
-    apart = [(name, a) for name, a in (("x", x), ("weight", weight), ("bias", bias)) if a is not None]
-    y = output("out", out, "x", source, apart=apart)
+    if out is None:
+        y = empty(source.shape, source.dtype, source)
+    else:
+        apart = [(name, a) for name, a in (("x", x), ("weight", weight), ("bias", bias)) if a is not None]
+        y = output("out", out, "x", source, apart=apart)
     matrix = source.reshape(source.size // size if size else 0, size)
-    mean, rstd = (empty((matrix.shape[0],), np.float64, source) for _ in range(2))
+    mean, rstd = empty((2, matrix.shape[0]), np.float64, source)
     kernels("layer_norm", source).layer_norm(matrix, w, b, eps, y.reshape(matrix.shape), mean, rstd)
     saved = LayerNormSaved(matrix, w, mean, rstd, source.shape, (weight is not None, bias is not None))
     return finish(out, y), saved
@@ -114,9 +117,12 @@ def layer_norm_backward(dy: Array, saved: LayerNormSaved, *, out: Array | None =
         ValueError: a shape does not fit, out is read-only or overlaps.
     """
     gradient = float_array_like("dy", dy, "x", saved.x, shape=saved.shape)
-    apart = (("x", saved.x), ("weight", saved.weight))
-    dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
-    dweight, dbias = (empty(saved.weight.shape, saved.x.dtype, saved.x) for _ in range(2))
+    if out is None:
+        dx = empty(saved.shape, saved.x.dtype, saved.x)
+    else:
+        apart = (("x", saved.x), ("weight", saved.weight))
+        dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
+    dweight, dbias = empty((2, *saved.weight.shape), saved.x.dtype, saved.x)
     shape = saved.x.shape
     kernels("layer_norm", saved.x).layer_norm_backward(
         gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, dx.reshape(shape), dweight, dbias
@@ -209,7 +215,10 @@ def batch_norm(
         given += names
     elif not training:
         raise ValueError("running_mean: expected the statistics to evaluate with, got None; pass training=True")
-    y = output("out", out, "x", source, apart=[(name, a) for name, a in given if a is not None])
+    if out is None:
+        y = empty(source.shape, source.dtype, source)
+    else:
+        y = output("out", out, "x", source, apart=[(name, a) for name, a in given if a is not None])
     x3 = source.reshape(source.shape[0], count, inner)
     kernel = kernels("batch_norm", source).batch_norm
     mean, rstd = kernel(x3, w, b, running, bool(training), momentum, eps, y.reshape(x3.shape))
@@ -236,9 +245,12 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved, *, out: Array | None =
         ValueError: a shape does not fit, out is read-only or overlaps.
     """
     gradient = float_array_like("dy", dy, "x", saved.x, shape=saved.shape)
-    apart = (("x", saved.x), ("weight", saved.weight))
-    dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
-    dweight, dbias = (empty(saved.weight.shape, saved.x.dtype, saved.x) for _ in range(2))
+    if out is None:
+        dx = empty(saved.shape, saved.x.dtype, saved.x)
+    else:
+        apart = (("x", saved.x), ("weight", saved.weight))
+        dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
+    dweight, dbias = empty((2, *saved.weight.shape), saved.x.dtype, saved.x)
     shape = saved.x.shape
     kernels("batch_norm", saved.x).batch_norm_backward(
         gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, saved.training, dx.reshape(shape),

@@ -16,31 +16,50 @@ if TYPE_CHECKING:
 Arrays = Array | list[Array]
 
 
-def _gradient_scale(
+_STEPS = {stem: f"{stem}_step" for stem in ("adam", "sgd", "rmsprop")}
+
+
+def _run(
+    stem: str,
     groups: TensorGroups,
     grads: list[Array],
+    settings: tuple[Any, ...],
     grad_scale: float | None,
     max_norm: float | None,
     gradient_norm: GradientNorm | None,
-) -> tuple[float | Array, Array | None]:
-    # The factor that the kernel applies to every gradient, and the norm of the gradients without their own factor. On a
-    # device both stay there.
-    unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
-    if max_norm is None:
-        return unscale, None
-    limit = number("max_norm", max_norm, 0.0, finite=False)
-    norm, checked = 0.0, groups.lists[1]
-    if gradient_norm is not None:
-        from fastgrad.gradient_norm import checked_gradient_norm
+) -> Array | None:
+    """Run the kernel of a step: its lists, settings, and the factor of the gradients. Return their norm if it is asked.
 
-        norms = checked_gradient_norm(gradient_norm)._norms(grads, checked, use_up=True)
-        norm = kernels("norm").norm_of_norms(norms, 2.0) * unscale
-    elif on_device(checked):
-        norm, scale = list_kernels("norm", checked).clip_all(checked, 2.0, limit, unscale)
-        return scale, norm
-    elif checked:
-        norm = list_kernels("norm", checked).global_norm(checked, 2.0) * unscale
-    return clip_coefficient(norm, limit) * unscale, np.array(norm)
+    Args:
+        grads: the gradients as they were given.
+        settings: what the kernel takes between its lists and that factor, lists of state among it.
+    """
+    unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
+    params, checked = groups.lists[:2]
+    step = getattr(list_kernels(stem, params), _STEPS[stem])
+    norm: float | Array | None = None
+    scale: float | Array = unscale
+    if max_norm is not None:
+        limit = number("max_norm", max_norm, 0.0, finite=False)
+        if gradient_norm is None and groups.tabled:
+            norm = step(params, checked, *settings, unscale, limit)
+            groups.done()
+            return np.array(norm)
+        if gradient_norm is not None:
+            from fastgrad.gradient_norm import checked_gradient_norm
+
+            norms = checked_gradient_norm(gradient_norm)._norms(grads, checked, use_up=True)
+            norm = kernels("norm").norm_of_norms(norms, 2.0) * unscale
+            scale = clip_coefficient(norm, limit) * unscale
+        elif on_device(checked):
+            norm, scale = list_kernels("norm", checked).clip_all(checked, 2.0, limit, unscale)
+        else:
+            norm = list_kernels("norm", checked).global_norm(checked, 2.0) * unscale if checked else 0.0
+            scale = clip_coefficient(norm, limit) * unscale
+    if params:
+        step(params, checked, *settings, scale)
+        groups.done()
+    return norm if norm is None or on_device(checked) else np.array(norm)
 
 
 def _step_number(value: Any) -> int:
@@ -133,27 +152,21 @@ def adam_step(
     if max_exp_avg_sq is not None:
         given.append(("max_exp_avg_sq", tensor_list("max_exp_avg_sq", max_exp_avg_sq), True))
     groups = TensorGroups(*given)
-    p, g, m, v = groups.lists[:4]
-    scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
-    if p:
-        list_kernels("adam", p).adam_step(
-            p,
-            g,
-            m,
-            v,
-            groups.lists[4] if max_exp_avg_sq is not None else None,
-            step,
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            bool(decoupled),
-            bool(maximize),
-            scale,
-        )
-        groups.done()
-    return norm
+    lists = groups.lists
+    settings = (
+        lists[2],
+        lists[3],
+        lists[4] if max_exp_avg_sq is not None else None,
+        step,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        bool(decoupled),
+        bool(maximize),
+    )
+    return _run("adam", groups, given[1][1], settings, grad_scale, max_norm, gradient_norm)
 
 
 def sgd_step(
@@ -224,23 +237,9 @@ def sgd_step(
     if momentum_buffer is not None:
         given.append(("momentum_buffer", tensor_list("momentum_buffer", momentum_buffer), True))
     groups = TensorGroups(*given)
-    p, g = groups.lists[:2]
-    scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
-    if p:
-        list_kernels("sgd", p).sgd_step(
-            p,
-            g,
-            groups.lists[2] if momentum_buffer is not None else None,
-            lr,
-            momentum,
-            dampening,
-            bool(nesterov),
-            weight_decay,
-            bool(maximize),
-            scale,
-        )
-        groups.done()
-    return norm
+    buffer = groups.lists[2] if momentum_buffer is not None else None
+    settings = (buffer, lr, momentum, dampening, bool(nesterov), weight_decay, bool(maximize))
+    return _run("sgd", groups, given[1][1], settings, grad_scale, max_norm, gradient_norm)
 
 
 def rmsprop_step(
@@ -325,22 +324,16 @@ def rmsprop_step(
     if grad_avg is not None and centered:
         given.append(("grad_avg", tensor_list("grad_avg", grad_avg), True))
     groups = TensorGroups(*given)
-    p, g, v = groups.lists[:3]
-    scale, norm = _gradient_scale(groups, given[1][1], grad_scale, max_norm, gradient_norm)
-    if p:
-        list_kernels("rmsprop", p).rmsprop_step(
-            p,
-            g,
-            v,
-            groups.lists[3] if momentum_buffer is not None else None,
-            groups.lists[-1] if centered else None,
-            lr,
-            alpha,
-            eps,
-            weight_decay,
-            momentum,
-            bool(maximize),
-            scale,
-        )
-        groups.done()
-    return norm
+    lists = groups.lists
+    settings = (
+        lists[2],
+        lists[3] if momentum_buffer is not None else None,
+        lists[-1] if centered else None,
+        lr,
+        alpha,
+        eps,
+        weight_decay,
+        momentum,
+        bool(maximize),
+    )
+    return _run("rmsprop", groups, given[1][1], settings, grad_scale, max_norm, gradient_norm)

@@ -19,6 +19,7 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime, streams, vecmath
+from .rows_cpu import add_column, adding_rows
 from .simd import CACHE_LINE, Machine, Value, traced
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
@@ -367,6 +368,9 @@ def activation_backward(
     run_rows(kernel, dy, x, out, bias_grad, np.array(params, np.float64))
 
 
+_NO_RECORDS = np.empty(0)
+
+
 def run_rows(
     kernel: runtime.Kernel, dy: np.ndarray, x: np.ndarray, out: np.ndarray, bias_grad: np.ndarray, numbers: np.ndarray,
     record: np.ndarray | None = None,
@@ -379,11 +383,16 @@ def run_rows(
         return
     blocks = -(-rows // ROWS)
     sums = empty((blocks, columns + CACHE_LINE // x.itemsize), x.dtype)
-    records = np.empty((blocks, 0)) if record is None else np.tile(record, (blocks, 1))
-    pointers = np.array(
-        [*map(runtime.address, (dy, x, out, sums)), rows, columns, *map(runtime.address, (numbers, records)),
-         records.nbytes // blocks],
-        np.int64,
+    sums_at = runtime.address(sums)
+    records = _NO_RECORDS if record is None else np.tile(record, (blocks, 1))
+    arrays = map(runtime.handle, (dy, x, out, sums))
+    pointers = runtime.table(
+        *arrays, rows, columns, *map(runtime.address, (numbers, records)), records.nbytes // blocks
     )  # fmt: skip
-    runtime.run(kernel, blocks, pointers, parallel=x.size > streams.PARALLEL_SIZE)
-    bias_grad[...] = sums[:, :columns].sum(axis=0, dtype=np.float64)
+    launch = kernel, blocks, pointers, x.size > streams.PARALLEL_SIZE, 4
+    if columns > 1:
+        stride = sums.shape[1] * x.itemsize
+        runtime.run_in_turn(launch, adding_rows(sums_at, x.dtype, stride, blocks, columns, bias_grad))
+    else:
+        runtime.run(*launch)
+        add_column(sums[:, :1], bias_grad)

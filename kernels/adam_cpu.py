@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import runtime
+from .norm_cpu import step_clipped
 from .simd import Machine, Value
 from .streams import streams_kernel, table_of
 
@@ -60,10 +61,14 @@ def adam_step(
     decoupled: bool,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read."""
+    max_norm: float | None = None,
+) -> float | None:
+    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
+
+    With max_norm return the norm of the gradients times `scale`, and clip them to it.
+    """
     if not params:
-        return
+        return None if max_norm is None else 0.0
     coupled = weight_decay != 0 and not decoupled
     scalars = (
         -scale if maximize else scale,
@@ -80,4 +85,8 @@ def adam_step(
     if max_exp_avg_sq is not None:
         lists.append(max_exp_avg_sq)
     table, stream = table_of(lists)
-    table.run(_step(table.dtype, max_exp_avg_sq is not None, coupled), scalars, stream=stream)
+    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled)
+    if max_norm is not None:
+        return step_clipped(table, stream, grads, kernel, scalars, max_norm)
+    table.run(kernel, scalars, stream=stream)
+    return None

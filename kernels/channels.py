@@ -1,4 +1,7 @@
-"""What batch normalisation computes of each channel between its two passes, on the host or a device alike.
+"""What batch normalisation computes of each channel between its two passes.
+
+batch_norm_gpu.py takes these functions; batch_norm_cpu.py has the same operations, in this order, in compiled code,
+where they take 2 us in place of 20.
 
 A pass sums up two terms of each element, u and u d with d = x - shift: u = d forward, u = dy backward. The other writes
 (x - centre) scale + constant forward, and dy scale + (x - centre) slope + constant backward. centre is the mean

@@ -12,24 +12,27 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from . import runtime, vecmath
 from .simd import Machine, Value, traced
 from .streams import PARALLEL_SIZE
+from .sums import pairwise
 
 ROWS = 16  # rows of one block
 
 
 @runtime.kernel
 def _softmax_rows(dtype: np.dtype, smoothed: bool) -> Any:
-    """pointers: logits, targets, rows, V, dlogits, results (rows, 2): sum of exp(z - max), sum of q (z - max); M,
-    whether a target is ignored, which; numbers (2,): 1 - smoothing, smoothing / V.
+    """pointers: logits, targets, dlogits, rows, V, results (2, rows): sums of exp(z - max), sums of q (z - max); M,
+    whether a target is ignored, which; 1 - smoothing, smoothing / V (doubles).
     """
     item = dtype.itemsize
 
     def row(
-        m: Machine, z: Value, dz: Value, target: Value, classes: Value, rows: Value, result: Value, numbers: Value
-    ) -> None:
+        m: Machine, z: Value, dz: Value, target: Value, classes: Value, rows: Value, result: Value, linear_at: Value,
+        kept: Value, spread: Value,
+    ) -> None:  # fmt: skip
         lowest = m.full(-np.inf)
 
         def largest(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
@@ -45,7 +48,7 @@ def _softmax_rows(dtype: np.dtype, smoothed: bool) -> Any:
         one = m.mask(classes * 0 + 1)
         chosen = m.reduce(m.load(z + target * item, one) - m.select(one, top, 0.0), lambda a, b: a + b)
         if not smoothed:
-            m.store_double(result + 8, chosen)
+            m.store_double(linear_at, chosen)
 
         def exponentials(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
             shifted = m.load(z + index * item, mask) - top
@@ -63,9 +66,9 @@ def _softmax_rows(dtype: np.dtype, smoothed: bool) -> Any:
         divisor = m.splat(total) * count
         hit = each = m.full(1.0)
         if smoothed:
-            hit, each = m.splat(m.load_double(numbers)), m.splat(m.load_double(numbers + 8))
+            hit, each = m.splat(kept), m.splat(spread)
             linear = m.splat(m.reduce(sums[1], lambda a, b: a + b))
-            m.store_double(result + 8, m.reduce(m.fma(linear, each, m.splat(chosen) * hit), lambda a, b: a))
+            m.store_double(linear_at, m.reduce(m.fma(linear, each, m.splat(chosen) * hit), lambda a, b: a))
 
         def gradient(index: Value, mask: Value | None) -> None:
             share = m.load(dz + index * item, mask) / divisor
@@ -81,18 +84,38 @@ def _softmax_rows(dtype: np.dtype, smoothed: bool) -> Any:
     run_row, clear = traced(row, dtype), traced(nothing, dtype)
 
     def kernel(block, pointers):
-        rows, classes = pointers[2], pointers[3]
+        rows, classes = pointers[3], pointers[4]
         for r in range(block * ROWS, min(rows, (block + 1) * ROWS)):
             at = r * classes * item
-            target, result = runtime.peek(pointers[1], r), pointers[5] + r * 16
+            target, result = runtime.peek(pointers[1], r), pointers[5] + r * 8
             if pointers[7] and target == pointers[8]:
-                clear(pointers[4] + at, classes)
+                clear(pointers[2] + at, classes)
                 runtime.poke_double(result, 0, 1.0)
-                runtime.poke_double(result, 1, 0.0)
+                runtime.poke_double(result, rows, 0.0)
             else:
-                run_row(pointers[0] + at, pointers[4] + at, target, classes, pointers[6], result, pointers[9])
+                run_row(
+                    pointers[0] + at, pointers[2] + at, target, classes, pointers[6], result, result + rows * 8,
+                    runtime.as_double(pointers[9]), runtime.as_double(pointers[10]),
+                )  # fmt: skip
 
     return kernel
+
+
+def _count(targets, rows, ignored):
+    counted = 0
+    for r in range(rows):
+        counted += runtime.peek(targets, r) != ignored
+    return counted
+
+
+def _sum_losses(logs, linear, rows):
+    for r in range(rows):
+        runtime.poke_double(linear, r, runtime.peek_double(logs, r) - runtime.peek_double(linear, r))
+    return pairwise(linear, rows)
+
+
+_counter = runtime.compiled(_count, returns=types.int64)
+_summer = runtime.compiled(_sum_losses, returns=types.float64)
 
 
 def cross_entropy(
@@ -103,22 +126,19 @@ def cross_entropy(
     Where a target is `ignored` the gradient is 0 and the row is not counted.
     """
     rows, classes = logits.shape
-    counted = rows if ignored is None else int(np.count_nonzero(targets != ignored))
     if rows == 0:
         return math.nan
-    results, numbers = np.empty((rows, 2)), np.array([1 - smoothing, smoothing / classes])
-    pointers = np.array(
-        [
-            runtime.address(logits), runtime.address(targets), rows, classes,
-            runtime.address(dlogits), runtime.address(results), counted, ignored is not None, ignored or 0,
-            runtime.address(numbers),
-        ],
-        np.int64,
+    counted = rows if ignored is None else _counter()(runtime.address(targets), rows, ignored)
+    results = np.empty((2, rows))
+    sums = results[0]
+    sums_at = runtime.address(results)
+    pointers = runtime.table(
+        *map(runtime.handle, (logits, targets, dlogits)), rows, classes, sums_at, counted,
+        ignored is not None, ignored or 0, runtime.bits(1 - smoothing), runtime.bits(smoothing / classes),
     )  # fmt: skip
     kernel = _softmax_rows(logits.dtype, smoothing != 0)
-    runtime.run(kernel, -(-rows // ROWS), pointers, parallel=logits.size > PARALLEL_SIZE // 4)
+    runtime.run(kernel, -(-rows // ROWS), pointers, logits.size > PARALLEL_SIZE // 4, 3)
     if not counted:
         return math.nan
-    with np.errstate(all="ignore"):
-        losses = np.log(results[:, 0]) - results[:, 1]
-        return float(np.mean(losses) if counted == rows else np.sum(losses) / counted)
+    np.log(sums, out=sums)  # of 1 or more, or NaN: nothing to warn of
+    return _summer()(sums_at, sums_at + rows * 8, rows) / counted

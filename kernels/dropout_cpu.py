@@ -118,12 +118,12 @@ def run_flat(
     offset: int, params: Sequence[float], out: np.ndarray,
 ) -> None:  # fmt: skip
     """Run a `flat_kernel`, which `kernel` returns for `streaming`; all arrays (n,), out may be one of the others."""
-    numbers = np.array([scale, *params])
-    signed = np.array([seed, offset], np.uint64).view(np.int64)
-    addresses = [runtime.address(a) for a in (dy, x, out)]
-    pointers = np.array([*addresses, x.size, *signed, threshold, runtime.address(numbers)], np.int64)
-    streaming = may_stream(out, [dy, x]) and addresses[2] % CACHE_LINE == 0
-    runtime.run(kernel(streaming), -(-x.size // BLOCK), pointers, parallel=x.size > PARALLEL_SIZE)
+    numbers = runtime.doubles(scale, *params)
+    signed = (word - (word >> 63 << 64) for word in (seed, offset))
+    arrays = map(runtime.handle, (dy, x, out))
+    pointers = runtime.table(*arrays, x.size, *signed, threshold, runtime.address_of(numbers))
+    streaming = may_stream(out, [dy, x]) and runtime.address(out) % CACHE_LINE == 0
+    runtime.run(kernel(streaming), -(-x.size // BLOCK), pointers, x.size > PARALLEL_SIZE, 3)
 
 
 @runtime.kernel

@@ -15,7 +15,7 @@ from .streams import PARALLEL_SIZE
 def _scatter_add(dtype: np.dtype) -> Any:
     """Add the rows of dy to the rows that they came from, one strip of columns per block.
 
-    pointers: dy, indices, n, E, dweight. Each strip takes the rows in their order: the sums have a fixed order.
+    pointers: dy, indices, dweight, n, E. Each strip takes the rows in their order: the sums have a fixed order.
     """
     item, width = dtype.itemsize, STREAM_BYTES // dtype.itemsize
 
@@ -26,11 +26,11 @@ def _scatter_add(dtype: np.dtype) -> Any:
     add = traced(add_row, dtype)
 
     def kernel(block, pointers):
-        stride = pointers[3] * item
+        stride = pointers[4] * item
         column = block * width
-        for k in range(pointers[2]):
+        for k in range(pointers[3]):
             at = runtime.peek(pointers[1], k) * stride + column * item
-            add(pointers[0] + k * stride + column * item, pointers[4] + at, min(width, pointers[3] - column))
+            add(pointers[0] + k * stride + column * item, pointers[2] + at, min(width, pointers[4] - column))
 
     return kernel
 
@@ -44,8 +44,7 @@ def backward(dy: np.ndarray, indices: np.ndarray, dweight: np.ndarray) -> None:
     """Write (not add) the sum of dy over the uses of each row into dweight (V, E); rows not used get 0."""
     dweight[...] = 0
     columns = dweight.shape[1]
-    pointers = np.array(
-        [runtime.address(dy), runtime.address(indices), indices.size, columns, runtime.address(dweight)], np.int64
-    )
+    arrays = map(runtime.handle, (dy, indices, dweight))
+    pointers = runtime.table(*arrays, indices.size, columns)
     blocks = -(-columns * dy.itemsize // STREAM_BYTES) if indices.size else 0
-    runtime.run(_scatter_add(dy.dtype), blocks, pointers, parallel=dy.size > PARALLEL_SIZE)
+    runtime.run(_scatter_add(dy.dtype), blocks, pointers, dy.size > PARALLEL_SIZE, 3)

@@ -55,7 +55,7 @@ from .cell_cpu import (
     weight_rows,
 )
 from .linear_cpu import column_sums
-from .matmul_cpu import BY_ROWS, VECTORS, lanes, matmul, pack, panel_columns, rows_by_panels, zeros
+from .matmul_cpu import BY_ROWS, VECTORS, lanes, pack, panel_columns, product, rows_by_panels, zeros
 from .recurrent_cpu import (
     GATE_BYTES,
     Array,
@@ -602,25 +602,24 @@ def forward(
         if bias_hh is not None:
             outer[: 2 * hidden] += bias_hh[: 2 * hidden]
             (inner_bias if reset_after else outer[2 * hidden :])[...] += bias_hh[2 * hidden :]
-    gates = input_products(masked_steps(x, mask_x(noise, x)), weight_ih, outer)
+    queue = runtime.Queue()
+    gates = input_products(queue, masked_steps(x, mask_x(noise, x)), weight_ih, outer)
     h = empty((steps + 1, batch, hidden), dtype)
     inner = empty((steps, batch, hidden), dtype)
     h[steps if reverse else 0] = h0
     states = h[:-1] if reverse else h[1:]
     y = states if lengths is None else empty(states.shape, dtype)
-    packed_rz, packed_n = pack(weight_hh[: 2 * hidden].T), pack(weight_hh[2 * hidden :].T)
+    packed_rz, packed_n = (pack(queue, part.T) for part in (weight_hh[: 2 * hidden], weight_hh[2 * hidden :]))
     tasks = tasks_for(batch)
     table = None if noise is None else Table(noise, h, tasks)
-    pointers = np.array(
-        [
-            steps, batch, hidden, *map(runtime.address, (gates, inner, h, packed_rz, packed_n, inner_bias)),
-            0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
-            0 if table is None else table.address,
-        ],
-        np.int64,
+    pointers = runtime.table(
+        steps, batch, hidden, *map(runtime.address, (gates, inner, h, packed_rz, packed_n, inner_bias)),
+        0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
+        0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        runtime.run(_forward(dtype, reset_after, table is not None), tasks, pointers)
+        queue.launches.append((_forward(dtype, reset_after, table is not None), tasks, pointers, True, 0))
+    queue.run()
     saved = Saved(
         x, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None,
         lengths, reverse, reset_after, gates, inner, h, noise,
@@ -643,43 +642,46 @@ def backward(
     dh = np.zeros((batch, hidden), dtype) if dhn is None else dhn.copy()
     dgates = empty(saved.gates.shape, dtype)
     dinner = empty((steps if saved.reset_after else 1, batch, hidden), dtype)
-    zeros = np.zeros(hidden, dtype)
-    packed_rz, packed_n = pack(weight_hh[: 2 * hidden]), pack(weight_hh[2 * hidden :])
+    nothing = zeros(hidden, dtype)
+    queue = runtime.Queue()
+    packed_rz, packed_n = pack(queue, weight_hh[: 2 * hidden]), pack(queue, weight_hh[2 * hidden :])
     tasks = tasks_for(batch)
     plain = noise is None and state_grad_clip is None
     table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-    pointers = np.array(
-        [
-            steps, batch, hidden, *map(runtime.address, (saved.gates, saved.inner, saved.h)),
-            0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dgates, dinner, packed_rz, packed_n)),
-            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
-            saved.reverse, tasks, 0 if table is None else table.address,
-        ],
-        np.int64,
+    pointers = runtime.table(
+        steps, batch, hidden, *map(runtime.address, (saved.gates, saved.inner, saved.h)),
+        0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dgates, dinner, packed_rz, packed_n)),
+        0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(nothing),
+        saved.reverse, tasks, 0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        runtime.run(_backward(dtype, saved.reset_after, table is not None), tasks, pointers)
+        queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True, 0))
     flat = dgates.reshape(steps * batch, 3 * hidden)
     dx = empty(x.shape, dtype)
-    matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
+    product(queue, flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(weight_hh.shape, dtype)
     m_x, m_h = mask_x(noise, x), mask_h(noise, batch, hidden, dtype)
-    masked_steps(dx, m_x, out=dx)
+    if m_x is not None:
+        queue.run()
+        masked_steps(dx, m_x, out=dx)
     x, states = masked_steps(x, m_x), masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], m_h)
     both, candidate = slice(None, 2 * hidden), slice(2 * hidden, None)
-    weight_gradients(flat[:, both], [x, states], [dweight_ih[both], dweight_hh[both]])
+    weight_gradients(queue, flat[:, both], [x, states], [dweight_ih[both], dweight_hh[both]])
     if saved.reset_after:
         candidates = dinner.reshape(steps * batch, hidden)
-        weight_gradients(flat[:, candidate], [x], [dweight_ih[candidate]])
-        weight_gradients(candidates, [states], [dweight_hh[candidate]])
+        weight_gradients(queue, flat[:, candidate], [x], [dweight_ih[candidate]])
+        weight_gradients(queue, candidates, [states], [dweight_hh[candidate]])
     else:
         candidates = flat[:, candidate]
-        weight_gradients(candidates, [x, saved.inner], [dweight_ih[candidate], dweight_hh[candidate]])
+        weight_gradients(queue, candidates, [x, saved.inner], [dweight_ih[candidate], dweight_hh[candidate]])
     dbias = np.empty((2, 3 * hidden), dtype)
-    if saved.has_bias_ih or saved.has_bias_hh:
-        column_sums(flat, dbias[0])
-        dbias[1] = dbias[0]
-        column_sums(candidates, dbias[1, 2 * hidden :])
+    has_bias = saved.has_bias_ih or saved.has_bias_hh
+    if has_bias:
+        column_sums(queue, flat, dbias[0])
+        column_sums(queue, candidates, dbias[1, 2 * hidden :])
+    queue.run()
+    if has_bias:
+        dbias[1, : 2 * hidden] = dbias[0, : 2 * hidden]
     return (
         dx,
         dh,

@@ -22,6 +22,7 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
+from .rows_cpu import adding_rows
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, may_stream
 
@@ -45,7 +46,7 @@ def _rounding(m: Machine, value: Value) -> Value:
 
 
 def statistics(m: Machine, x: Value, columns: Value, eps: Value) -> tuple[Value, Value]:
-    """Return mean and rstd of a row (columns,) as doubles; eps: the address of a double."""
+    """Return mean and rstd of a row (columns,); they and eps are doubles."""
     wide = m.with_lanes(m.lanes, np.float64)
     count = m.to_double(columns)
 
@@ -61,7 +62,7 @@ def statistics(m: Machine, x: Value, columns: Value, eps: Value) -> tuple[Value,
         return [wide.fma(d, d, state[0])]
 
     variance = m.reduce(m.fold(0, columns, [wide.zero()], squares)[0], _add) / count
-    return mean, _scalar(m, lambda n, v: n.full(1.0) / n.sqrt(v), variance + m.load_double(eps))
+    return mean, _scalar(m, lambda n, v: n.full(1.0) / n.sqrt(v), variance + eps)
 
 
 def means(m: Machine, columns: Value, terms: Callable[[Value, Value | None], list[Value]]) -> list[Value]:
@@ -88,7 +89,7 @@ class Normalised:
 
 @runtime.kernel
 def _forward(dtype: np.dtype, streaming: bool) -> Any:
-    """pointers: x, y, weight, bias, rows, N, rows of a block, eps, mean (rows,), rstd (rows,); the last three double.
+    """pointers: x, y, weight, bias, mean, rstd (rows,), rows, N, rows of a block, eps; mean, rstd and eps double.
 
     streaming : store past the caches
     """
@@ -112,12 +113,12 @@ def _forward(dtype: np.dtype, streaming: bool) -> Any:
     run_row = traced(row, dtype)
 
     def kernel(block, pointers):
-        rows, columns, each = pointers[4], pointers[5], pointers[6]
+        rows, columns, each = pointers[6], pointers[7], pointers[8]
         for r in range(block * each, min(rows, (block + 1) * each)):
             at = r * columns * item
             run_row(
                 pointers[0] + at, pointers[1] + at, pointers[2], pointers[3], columns,
-                pointers[7], pointers[8] + r * 8, pointers[9] + r * 8,
+                runtime.as_double(pointers[9]), pointers[4] + r * 8, pointers[5] + r * 8,
             )  # fmt: skip
 
     return kernel
@@ -182,16 +183,10 @@ def layer_norm(
     if x.size == 0:
         return
     each = max(1, BLOCK // columns)
-    number = np.array([eps])
-    pointers = np.array(
-        [
-            *map(runtime.address, (x, y, weight, bias)), rows, columns, each,
-            *map(runtime.address, (number, mean, rstd)),
-        ],
-        np.int64,
-    )  # fmt: skip
+    arrays = map(runtime.handle, (x, y, weight, bias, mean, rstd))
+    pointers = runtime.table(*arrays, rows, columns, each, runtime.bits(eps))
     kernel = _forward(x.dtype, may_stream(y, [x]))
-    runtime.run(kernel, -(-rows // each), pointers, parallel=x.size > PARALLEL_SIZE // 4)
+    runtime.run(kernel, -(-rows // each), pointers, x.size > PARALLEL_SIZE // 4, 6)
 
 
 def layer_norm_backward(
@@ -211,11 +206,11 @@ def layer_norm_backward(
         return
     each = min(MOST_ROWS, -(-rows // BLOCKS))
     blocks = -(-rows // each)
-    sums = empty((blocks, 2, columns), x.dtype)
-    pointers = np.array(
-        [*map(runtime.address, (dy, x, weight, mean, rstd, dx)), rows, columns, each, runtime.address(sums)], np.int64
+    sums = empty(blocks * 2 * columns, x.dtype)
+    sums_at = runtime.address(sums)
+    arrays = map(runtime.handle, (dy, x, weight, mean, rstd, dx))
+    pointers = runtime.table(*arrays, rows, columns, each, sums_at)
+    runtime.run_in_turn(
+        (_backward(x.dtype, may_stream(dx, [dy, x])), blocks, pointers, x.size > PARALLEL_SIZE // 4, 6),
+        adding_rows(sums_at, x.dtype, 2 * columns * x.itemsize, blocks, columns, dweight, dbias),
     )
-    kernel = _backward(x.dtype, may_stream(dx, [dy, x]))
-    runtime.run(kernel, blocks, pointers, parallel=x.size > PARALLEL_SIZE // 4)
-    with np.errstate(all="ignore"):
-        dweight[...], dbias[...] = sums.sum(axis=0, dtype=np.float64)

@@ -49,7 +49,7 @@ MEAN_H, RSTD_H, MEAN_C, RSTD_C = range(4)
 
 
 def _statistics(m: Machine, x: Value, columns: Value, eps: Value, mean_at: Value, rstd_at: Value) -> None:
-    mean, rstd = statistics(m, x, columns, eps)
+    mean, rstd = statistics(m, x, columns, m.load_double(eps))
     m.store_double(mean_at, mean)
     m.store_double(rstd_at, rstd)
 
@@ -415,7 +415,10 @@ def forward(
     steps, batch, _ = x.shape
     hidden, dtype = w.weight_hh.shape[1], x.dtype
     x = zeroed_padding(x, lengths)
-    from_x = input_products(masked_steps(x, mask_x(noise, x)), w.weight_ih, None)
+    queue = runtime.Queue()
+    from_x = input_products(queue, masked_steps(x, mask_x(noise, x)), w.weight_ih, None)
+    packed = pack(queue, w.weight_hh.T)
+    queue.run()
     gates, from_h = empty(from_x.shape, dtype), empty(from_x.shape, dtype)
     stats_x, stats = np.empty((2, steps * batch)), np.zeros((4, steps, batch))
     flat = steps * batch, 4 * hidden
@@ -425,7 +428,7 @@ def forward(
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
     y = states if lengths is None else empty(states.shape, dtype)
-    packed, zeros, number = pack(w.weight_hh.T), np.zeros(4 * hidden, dtype), np.array([eps])
+    zeros, number = np.zeros(4 * hidden, dtype), np.array([eps])
     tasks = tasks_for(batch)
     table = Table(noise, h, tasks)
     pointers = np.array(
@@ -454,7 +457,9 @@ def backward(
     dgates = empty(gates.shape, dtype)
     cells, dscaled = (empty((steps, batch, hidden), dtype) for _ in range(2))
     dproduct = empty((batch, 4 * hidden), dtype)
-    zeros, packed = np.zeros(hidden, dtype), pack(w.weight_hh)
+    queue = runtime.Queue()
+    zeros, packed = np.zeros(hidden, dtype), pack(queue, w.weight_hh)
+    queue.run()
     tasks = tasks_for(batch)
     table = Table(noise, dh, tasks, state_grad_clip)
     pointers = np.array(

@@ -12,7 +12,8 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
-from .matmul_cpu import matmul
+from .matmul_cpu import matmul, product
+from .rows_cpu import add_column, adding_rows
 from .simd import Value, traced
 from .streams import PARALLEL_SIZE
 
@@ -51,17 +52,23 @@ def _sum_rows(dtype: np.dtype) -> Any:
     return kernel
 
 
-def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
-    """Write the sum over the rows of a row-major matrix (M, N) into out (N,), in a fixed order."""
+def column_sums(queue: runtime.Queue, matrix: np.ndarray, out: np.ndarray) -> None:
+    """Have the queue write the sum over the rows of a row-major matrix (M, N) into out (N,), in a fixed order."""
     rows, columns = matrix.shape
     if rows == 0 or columns == 0:
         out[...] = 0
         return
-    blocks = -(-rows // ROWS)
-    sums = empty((blocks, columns), matrix.dtype)
-    addresses = (runtime.address(matrix), rows, columns, matrix.strides[0], runtime.address(sums))
-    runtime.run(_sum_rows(matrix.dtype), blocks, np.array(addresses, np.int64), parallel=matrix.size > PARALLEL_SIZE)
-    out[...] = sums.sum(axis=0, dtype=np.float64)
+    blocks, dtype = -(-rows // ROWS), matrix.dtype
+    sums = empty((blocks, columns), dtype)
+    sums_at, stride = runtime.address(sums), columns * dtype.itemsize
+    pointers = runtime.table(runtime.handle(matrix), rows, columns, matrix.strides[0], sums_at)
+    queue.launches.append((_sum_rows(dtype), blocks, pointers, matrix.size > PARALLEL_SIZE, 1))
+    queue.kept += matrix, sums, out
+    if columns == 1 and blocks >= 8:
+        queue.run()
+        add_column(sums, out)
+    else:
+        queue.launches.append(adding_rows(sums_at, dtype, stride, blocks, columns, out))
 
 
 def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
@@ -78,8 +85,10 @@ def backward(
     dbias: np.ndarray | None,
 ) -> None:
     """Write (not add) dx = dy W, dweight = dy^T x and dbias = sum of dy over its rows; dx and dbias may be None."""
+    queue = runtime.Queue()
     if dx is not None:
-        matmul(dy, weight, dx)
-    matmul(dy.T, x, dweight)
+        product(queue, dy, weight, dx)
+    product(queue, dy.T, x, dweight)
     if dbias is not None:
-        column_sums(dy, dbias)
+        column_sums(queue, dy, dbias)
+    queue.run()

@@ -7,7 +7,7 @@ verdict is carried over: which memory overlaps follows from addresses, sizes and
 when one of those has changed. A plan can't be stale, whoever has reallocated, reshaped or replaced an array.
 
 The check passes C-contiguous aligned arrays of one float dtype; for whatever else `Plan.read` says no, and the caller
-examines the lists in Python.
+examines the lists in Python. `all_within` does the same for integers, such as class numbers.
 """
 
 from __future__ import annotations
@@ -174,6 +174,22 @@ def _read_lists(arrays, plan):
         return REFUSED
     poke(plan, PASSED, kind)
     return AS_BEFORE if unchanged else ANEW
+
+
+def _all_within(numbers, count, low, high, other):
+    within = True
+    for i in range(count):
+        number = peek(numbers, i)
+        within &= (low <= number) & (number < high) | (number == other)
+    return within
+
+
+_within_checker = runtime.compiled(_all_within, returns=types.boolean)
+
+
+def all_within(numbers: np.ndarray, low: int, high: int, other: int) -> bool:
+    """Say whether int64 numbers, C-contiguous and aligned, are all in [low, high), or `other`."""
+    return _within_checker()(runtime.address(numbers), numbers.size, low, high, other)
 
 
 # With the GIL: nobody replaces or frees an object while it is read.

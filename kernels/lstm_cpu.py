@@ -57,7 +57,7 @@ from .cell_cpu import (
     weight_rows,
 )
 from .linear_cpu import column_sums
-from .matmul_cpu import BY_ROWS, VECTORS, lanes, matmul, pack, panel_columns, rows_by_panels, zeros
+from .matmul_cpu import BY_ROWS, VECTORS, lanes, pack, panel_columns, product, rows_by_panels, zeros
 from .recurrent_cpu import (
     GATE_BYTES,
     Array,
@@ -473,25 +473,26 @@ def forward(
         return hn[None].copy(), hn, cn, step
     x = zeroed_padding(x, lengths)
     biases = [b for b in (bias_ih, bias_hh) if b is not None]
-    gates = input_products(masked_steps(x, mask_x(noise, x)), weight_ih, sum(biases[1:], biases[0]) if biases else None)
+    queue = runtime.Queue()
+    gates = input_products(
+        queue, masked_steps(x, mask_x(noise, x)), weight_ih, sum(biases[1:], biases[0]) if biases else None
+    )
     h, c = (empty((steps + 1, batch, hidden), dtype) for _ in range(2))
     initial = steps if reverse else 0
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
     y = states if lengths is None else empty(states.shape, dtype)
-    packed = pack(weight_hh.T)
+    packed = pack(queue, weight_hh.T)
     tasks = tasks_for(batch)
     table = None if noise is None else Table(noise, h, tasks)
-    pointers = np.array(
-        [
-            steps, batch, hidden, *map(runtime.address, (gates, h, c, packed)),
-            0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
-            0 if table is None else table.address,
-        ],
-        np.int64,
+    pointers = runtime.table(
+        steps, batch, hidden, *map(runtime.address, (gates, h, c, packed)),
+        0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
+        0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        runtime.run(_forward(dtype, table is not None), tasks, pointers)
+        queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True, 0))
+    queue.run()
     final = 0 if reverse else steps
     saved = Saved(x, weight_ih, weight_hh, bool(biases), lengths, reverse, gates, h, c, noise)
     return y, h[final].copy(), c[final].copy(), saved
@@ -516,32 +517,33 @@ def backward(
     hidden, dtype = saved.weight_hh.shape[1], x.dtype
     dh, dc = (np.zeros((batch, hidden), dtype) if d is None else d.copy() for d in (dhn, dcn))
     dgates = empty(gates.shape, dtype)
-    zeros = np.zeros(hidden, dtype)
-    packed = pack(saved.weight_hh)
+    nothing = zeros(hidden, dtype)
+    queue = runtime.Queue()
+    packed = pack(queue, saved.weight_hh)
     tasks = tasks_for(batch)
     plain = noise is None and state_grad_clip is None
     table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-    pointers = np.array(
-        [
-            steps, batch, hidden, runtime.address(gates), runtime.address(saved.c),
-            0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dc, dgates, packed)),
-            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
-            saved.reverse, tasks, 0 if table is None else table.address,
-        ],
-        np.int64,
+    pointers = runtime.table(
+        steps, batch, hidden, runtime.address(gates), runtime.address(saved.c),
+        0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dc, dgates, packed)),
+        0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(nothing),
+        saved.reverse, tasks, 0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        runtime.run(_backward(dtype, table is not None), tasks, pointers)
+        queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True, 0))
     flat = dgates.reshape(steps * batch, 4 * hidden)
     dx = empty(x.shape, dtype)
-    matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
+    product(queue, flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
     m_x, m_h = mask_x(noise, x), mask_h(noise, batch, hidden, dtype)
-    masked_steps(dx, m_x, out=dx)
+    if m_x is not None:
+        queue.run()
+        masked_steps(dx, m_x, out=dx)
     before = masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], m_h)
-    weight_gradients(flat, [masked_steps(x, m_x), before], [dweight_ih, dweight_hh])
+    weight_gradients(queue, flat, [masked_steps(x, m_x), before], [dweight_ih, dweight_hh])
     dbias = None
     if saved.has_bias:
         dbias = np.empty(4 * hidden, dtype)
-        column_sums(flat, dbias)
+        column_sums(queue, flat, dbias)
+    queue.run()
     return dx, dh, dc, dweight_ih, dweight_hh, dbias

@@ -49,12 +49,6 @@ def panel_columns(dtype: np.dtype) -> int:
     return VECTORS * lanes(dtype)
 
 
-def packed_size(k: int, n: int, dtype: np.dtype) -> int:
-    """Return how many elements b (k, n) takes when packed."""
-    columns = panel_columns(dtype)
-    return -(-n // columns) * columns * k
-
-
 # Panels at once for a single row, whose two chains of sums are too few to hide the latency of an addition: a batch of 1
 # took 8 to 23 % less time at depths from 256 on, but an LSTM's step a quarter more at 128.
 WIDE, WIDE_DEPTH = 4, 256
@@ -194,15 +188,15 @@ def copy_transposed(m: Machine, source: Value, stride: Value, target: Value, col
 
 @runtime.kernel
 def _pack(dtype: np.dtype, transposed: bool) -> Any:
-    """Pack one panel of b. pointers: b, stride in bytes, K, N, target."""
+    """Pack one panel of b. pointers: b, target, stride in bytes, K, N."""
     item, width, step = dtype.itemsize, panel_columns(dtype), lanes(dtype)
     rows_into_panel = traced(copy_rows, dtype, step)
     transposed_into_panel = traced(copy_transposed, dtype, step)
 
     def pack(panel, pointers):
-        source, stride, k, n = pointers[0], pointers[1], pointers[2], pointers[3]
+        source, stride, k, n = pointers[0], pointers[2], pointers[3], pointers[4]
         column = panel * width
-        target = pointers[4] + column * k * item
+        target = pointers[1] + column * k * item
         if transposed:
             for first in range(0, width, step):
                 columns = min(step, max(n - column - first, 0))
@@ -221,18 +215,24 @@ def _pack(dtype: np.dtype, transposed: bool) -> Any:
     return pack
 
 
-def pack(b: np.ndarray) -> np.ndarray:
-    """Return b (K, N) in panels; b is row-major or the transpose of a row-major array, with any row stride."""
+def pack(queue: runtime.Queue, b: np.ndarray) -> np.ndarray:
+    """Return an array for b (K, N) in panels, which the queue is to fill.
+
+    b is row-major or the transpose of a row-major array, with any row stride.
+    """
     k, n = b.shape
-    packed = empty(packed_size(k, n, b.dtype), b.dtype)
+    dtype = b.dtype
+    width = panel_columns(dtype)
+    panels = -(-n // width)
+    packed = empty(panels * width * k, dtype)
     rows, columns = b.strides
-    transposed = columns != b.itemsize and n > 1
-    if transposed and rows != b.itemsize and k > 1:
+    transposed = columns != dtype.itemsize and n > 1
+    if transposed and rows != dtype.itemsize and k > 1:
         b, transposed = np.ascontiguousarray(b), False
         rows = b.strides[0]
-    pointers = np.array([runtime.address(b), columns if transposed else rows, k, n, runtime.address(packed)], np.int64)
-    panels = -(-n // panel_columns(b.dtype))
-    runtime.run(_pack(b.dtype, transposed), panels, pointers, parallel=k * n > 16384)
+    pointers = runtime.table(runtime.handle(b), runtime.handle(packed), columns if transposed else rows, k, n)
+    queue.launches.append((_pack(dtype, transposed), panels, pointers, k * n > 16384, 2))
+    queue.kept += b, packed
     return packed
 
 
@@ -287,7 +287,7 @@ def _copy_stride(dtype: np.dtype) -> int:
 def _product(dtype: np.dtype, packed: bool) -> Any:
     """Compute a block of rows times a range of panels, of one or more right operands.
 
-    pointers: a, a's stride, M, K, rows per block, row blocks, ranges of panels, scratch, scratch bytes per block, right
+    pointers: a, scratch, a's stride, M, K, rows per block, row blocks, ranges of panels, scratch bytes per block, right
     operands, then for each of those: packed b, N, c, its stride, start, its stride.
     If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands. Else its rows
     are copied here if there is scratch.
@@ -298,9 +298,9 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     item, width = dtype.itemsize, panel_columns(dtype)
 
     def product(block, pointers):
-        a_stride, rows, k, block_rows, row_blocks = pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
-        ranges, operands = pointers[6], pointers[9]
-        scratch = pointers[7] + block * pointers[8]
+        a_stride, rows, k, block_rows, row_blocks = pointers[2], pointers[3], pointers[4], pointers[5], pointers[6]
+        ranges, operands = pointers[7], pointers[9]
+        scratch = pointers[1] + block * pointers[8]
         row = block % row_blocks * block_rows
         part = block // row_blocks
         height = min(block_rows, rows - row)
@@ -330,6 +330,9 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     return product
 
 
+_NO_SCRATCH = np.empty(0, np.uint8)
+
+
 @functools.lru_cache(maxsize=64)
 def zeros(n: int, dtype: np.dtype) -> np.ndarray:
     return np.zeros(n, dtype)
@@ -350,14 +353,26 @@ def matmul(
 
     Several b, each with its out, share one reading of a.
     """
+    queue = runtime.Queue()
+    product(queue, a, b, out, bias, accumulate)
+    queue.run()
+
+
+def product(
+    queue: runtime.Queue,
+    a: np.ndarray,
+    b: np.ndarray | Sequence[np.ndarray],
+    out: np.ndarray | Sequence[np.ndarray],
+    bias: np.ndarray | None = None,
+    accumulate: bool = False,
+) -> None:
+    """Put `matmul` into a queue."""
     bs = [b] if isinstance(b, np.ndarray) else b
     outs = [out] if isinstance(out, np.ndarray) else out
     dtype = a.dtype
     rows, k = a.shape
-    if rows == 0:
-        return
-    if k == 0:
-        if not accumulate:
+    if rows == 0 or k == 0:
+        if rows and not accumulate:
             for target in outs:
                 target[...] = 0 if bias is None else bias
         return
@@ -365,20 +380,19 @@ def matmul(
     if transposed and a.strides[0] != a.itemsize and rows > 1:
         a, transposed = np.ascontiguousarray(a), False
     operands: list[int] = []
-    kept = []  # alive until the launch is over
     columns = 0
     for right, target in zip(bs, outs, strict=True):
         n = target.shape[1]
         if n == 0:
             continue
-        packed_b = pack(right)
+        packed_b = pack(queue, right)
         start = target if accumulate else zeros(n, dtype) if bias is None else bias
         strides = (target.strides[0], target.strides[0] if accumulate else 0)
-        addresses = [runtime.address(array) for array in (packed_b, target, start)]
-        operands += [addresses[0], n, addresses[1], strides[0], addresses[2], strides[1]]
-        kept += [packed_b, start]
+        places = map(runtime.address, (packed_b, target, start))
+        operands += [entry for pair in zip(places, (n, *strides), strict=True) for entry in pair]
+        queue.kept += target, start
         columns += n
-    if not kept:
+    if not operands:
         return
 
     threads = runtime.num_threads()
@@ -393,12 +407,11 @@ def matmul(
     elif a.strides[0] % CROWDED_STRIDE == 0 and rows > ROWS and columns > COPY_PANELS * panel_columns(dtype):
         scratch_bytes = block_rows * _copy_stride(dtype)
     scratch_bytes = -(-scratch_bytes // 4096) * 4096  # no two threads in one page
-    scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8)
-    pointers = np.array(
-        [
-            runtime.address(a), a.strides[1] if transposed else a.strides[0], rows, k, block_rows, row_blocks, ranges,
-            runtime.address(scratch), scratch_bytes, len(kept) // 2, *operands,
-        ],
-        np.int64,
+    scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8) if scratch_bytes else _NO_SCRATCH
+    queue.kept += a, scratch
+    pointers = runtime.table(
+        runtime.handle(a), runtime.handle(scratch), a.strides[1] if transposed else a.strides[0], rows, k, block_rows,
+        row_blocks, ranges, scratch_bytes, len(operands) // 6, *operands,
     )  # fmt: skip
-    runtime.run(_product(dtype, transposed), row_blocks * ranges, pointers, parallel=rows * columns * k > 2**17)
+    parallel = rows * columns * k > 2**17
+    queue.launches.append((_product(dtype, transposed), row_blocks * ranges, pointers, parallel, 2))

@@ -14,12 +14,13 @@ import numpy as np
 from . import runtime
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE
+from .sums import total
 
 Formula = Callable[[Machine, Value, Value, Value, Callable[[Value], Value], Machine, Value], tuple[Value, Value]]
 
 
 def mean_loss_kernel(formula: Formula, dtype: np.dtype) -> Any:
-    """Return the Python function of a kernel; pointers: pred, target, dpred, n, sums (blocks,), factor.
+    """Return the Python function of a kernel; pointers: pred, target, dpred, sums (blocks,), n, factor.
 
     formula : (m, prediction, target, factor, to_double, machine of doubles, total) -> gradient, total; totals are
         vectors of doubles
@@ -28,7 +29,7 @@ def mean_loss_kernel(formula: Formula, dtype: np.dtype) -> Any:
 
     def chunk(m, pred, target, dpred, first, last, sums, factor):
         wide = m.with_lanes(m.lanes, np.float64)
-        scale = m.splat(m.load_double(factor))
+        scale = m.splat(factor)
 
         def body(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
             def to_double(value: Value) -> Value:
@@ -46,8 +47,9 @@ def mean_loss_kernel(formula: Formula, dtype: np.dtype) -> Any:
 
     def kernel(block, pointers):
         first = block * BLOCK
-        last = min(first + BLOCK, pointers[3])
-        run_chunk(pointers[0], pointers[1], pointers[2], first, last, pointers[4] + block * 8, pointers[5])
+        last = min(first + BLOCK, pointers[4])
+        factor = runtime.as_double(pointers[5])
+        run_chunk(pointers[0], pointers[1], pointers[2], first, last, pointers[3] + block * 8, factor)
 
     return kernel
 
@@ -60,9 +62,9 @@ def mean_loss(
     if n == 0:
         return math.nan
     blocks = -(-n // BLOCK)
-    sums, factor = np.empty(blocks), np.array([numerator / n])
-    addresses = [runtime.address(a) for a in (pred, target, dpred)]
-    pointers = np.array([*addresses, n, runtime.address(sums), runtime.address(factor)], np.int64)
-    runtime.run(kernel, blocks, pointers, parallel=n > PARALLEL_SIZE)
-    with np.errstate(over="ignore"):
-        return float(sums.sum()) / n
+    memory = np.empty(blocks)
+    sums = runtime.address(memory)
+    arrays = map(runtime.handle, (pred, target, dpred))
+    pointers = runtime.table(*arrays, sums, n, runtime.bits(numerator / n))
+    runtime.run(kernel, blocks, pointers, n > PARALLEL_SIZE, 3)
+    return total(sums, blocks) / n

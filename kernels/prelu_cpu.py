@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from . import runtime
+from .rows_cpu import adding_rows
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE
 
 ROWS = 64  # rows of channels in one block
+_DOUBLE, _NONE = np.dtype(np.float64), np.empty(0)
 
 
 def _forward(m: Machine, x: Value, w: Value) -> Value:
@@ -108,33 +110,43 @@ def _along(dtype: np.dtype, backward: bool) -> Any:
     return kernel
 
 
-def _launch(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, out: np.ndarray, backward: bool) -> np.ndarray:
-    """Run forward or backward; return the sums of the weight's gradient, (parts, C)."""
+def _launch(
+    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, out: np.ndarray, dweight: np.ndarray | None = None
+) -> None:
+    """Run forward, or with dweight backward."""
     outer, channels, inner = x.shape
-    addresses = [runtime.address(a) for a in (dy, x, out, weight)]
+    backward = dweight is not None
     if x.size == 0:
-        return np.zeros((0, channels))
-    if inner == 1:
-        blocks = -(-outer // ROWS)
-        sums = np.zeros((blocks, channels))
-        pointers = np.array([*addresses, outer, channels, runtime.address(sums)], np.int64)
-        kernel = _across(x.dtype, backward)
+        if dweight is not None:
+            dweight[...] = 0
+        return
+    arrays = map(runtime.handle, (dy, x, out, weight))
+    across, chunks = inner == 1, -(-inner // BLOCK)
+    blocks = -(-outer // ROWS) if across else outer * channels * chunks
+    sums = np.empty(blocks * channels if across else blocks) if backward else _NONE
+    sums_at = runtime.address(sums)
+    if across:
+        pointers = runtime.table(*arrays, outer, channels, sums_at)
+        launch = _across(x.dtype, backward), blocks, pointers, x.size > PARALLEL_SIZE, 4
     else:
-        chunks = -(-inner // BLOCK)
-        blocks = outer * channels * chunks
-        sums = np.zeros((outer, channels, chunks))
-        pointers = np.array([*addresses, inner, channels, runtime.address(sums), chunks], np.int64)
-        kernel = _along(x.dtype, backward)
-    runtime.run(kernel, blocks, pointers, parallel=x.size > PARALLEL_SIZE)
-    return sums if inner == 1 else sums.sum(axis=2)
+        pointers = runtime.table(*arrays, inner, channels, sums_at, chunks)
+        launch = _along(x.dtype, backward), blocks, pointers, x.size > PARALLEL_SIZE, 4
+    if dweight is None:
+        runtime.run(*launch)
+    elif chunks > 1 and (channels > 1 or blocks >= 8):  # summed in NumPy's order
+        runtime.run(*launch)
+        with np.errstate(all="ignore"):
+            dweight[...] = sums.reshape(-1, channels, chunks).sum(axis=2).sum(axis=0)
+    else:
+        rows = blocks if across or channels == 1 else outer
+        runtime.run_in_turn(launch, adding_rows(sums_at, _DOUBLE, channels * 8, rows, channels, dweight))
 
 
 def prelu(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
     """Write y into `out` (outer, C, inner), may be x; x (outer, C, inner), weight (C,)."""
-    _launch(x, x, weight, out, backward=False)
+    _launch(x, x, weight, out)
 
 
 def prelu_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, dx: np.ndarray, dweight: np.ndarray) -> None:
     """Write dx (outer, C, inner), may be dy or x, and dweight (C,): dw = sum of dy min(x, 0)."""
-    with np.errstate(all="ignore"):
-        dweight[...] = _launch(dy, x, weight, dx, backward=True).sum(axis=0)
+    _launch(dy, x, weight, dx, dweight)

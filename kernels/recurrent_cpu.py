@@ -7,7 +7,7 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
-from .matmul_cpu import matmul
+from .matmul_cpu import product
 from .simd import Machine, Value
 
 Array = np.ndarray
@@ -38,15 +38,15 @@ def zeroed_padding(x: Array, lengths: Array | None) -> Array:
     return np.where(valid[:, :, None], x, x.dtype.type(0))
 
 
-def input_products(x: Array, weight_ih: Array, bias: Array | None) -> Array:
-    """Return x W_ih^T + bias for all steps at once, (T, B, gates)."""
+def input_products(queue: runtime.Queue, x: Array, weight_ih: Array, bias: Array | None) -> Array:
+    """Return an array for x W_ih^T + bias of all steps, (T, B, gates), which the queue is to fill."""
     steps, batch, inputs = x.shape
     gates = weight_ih.shape[0]
     products = empty((steps * batch, gates), x.dtype)
-    matmul(x.reshape(steps * batch, inputs), weight_ih.T, products, bias)
+    product(queue, x.reshape(steps * batch, inputs), weight_ih.T, products, bias)
     return products.reshape(steps, batch, gates)
 
 
-def weight_gradients(dgates: Array, inputs: list[Array], outs: list[Array]) -> None:
-    """Write dgates^T inputs over all steps: dgates (T B, G), inputs (T, B, N) contiguous, outs (G, N)."""
-    matmul(dgates.T, [x.reshape(dgates.shape[0], x.shape[2]) for x in inputs], outs)
+def weight_gradients(queue: runtime.Queue, dgates: Array, inputs: list[Array], outs: list[Array]) -> None:
+    """Have the queue write dgates^T inputs of all steps: dgates (T B, G), inputs (T, B, N) contiguous, outs (G, N)."""
+    product(queue, dgates.T, [x.reshape(dgates.shape[0], x.shape[2]) for x in inputs], outs)

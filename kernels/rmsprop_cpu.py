@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import runtime
+from .norm_cpu import step_clipped
 from .simd import Machine, Value
 from .streams import streams_kernel, table_of
 
@@ -63,12 +64,19 @@ def rmsprop_step(
     momentum: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and state in place; grads are only read. grad_avg given is centered."""
+    max_norm: float | None = None,
+) -> float | None:
+    """Update params and state in place; grads are only read. grad_avg given is centered.
+
+    With max_norm return the norm of the gradients times `scale`, and clip them to it.
+    """
     if not params:
-        return
+        return None if max_norm is None else 0.0
     lists = [params, grads, square_avg, *(state for state in (momentum_buffer, grad_avg) if state is not None)]
     table, stream = table_of(lists)
     kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0)
     scalars = (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum)
+    if max_norm is not None:
+        return step_clipped(table, stream, grads, kernel, scalars, max_norm)
     table.run(kernel, scalars, stream=stream)
+    return None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import runtime
+from .norm_cpu import step_clipped
 from .simd import Machine, Value
 from .streams import streams_kernel, table_of
 
@@ -49,11 +50,19 @@ def sgd_step(
     weight_decay: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and momentum_buffer in place; grads are only read."""
+    max_norm: float | None = None,
+) -> float | None:
+    """Update params and momentum_buffer in place; grads are only read.
+
+    With max_norm return the norm of the gradients times `scale`, and clip them to it.
+    """
     if not params:
-        return
+        return None if max_norm is None else 0.0
     lists = [params, grads] if momentum_buffer is None else [params, grads, momentum_buffer]
     table, stream = table_of(lists)
     kernel = _step(table.dtype, momentum_buffer is not None, nesterov, weight_decay != 0)
-    table.run(kernel, (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening), stream=stream)
+    scalars = (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening)
+    if max_norm is not None:
+        return step_clipped(table, stream, grads, kernel, scalars, max_norm)
+    table.run(kernel, scalars, stream=stream)
+    return None

@@ -7,7 +7,6 @@ Within a block, 256 bytes are taken of one stream before the next.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ from .simd import Machine, Value, traced
 
 BLOCK = 16384  # elements: 64 KB of float32, a multiple of every vector
 PARALLEL_SIZE = 65536  # elements in all below which handing work to threads costs more than it gains
-# By the number of scalars, what stores them: 0.2 us for nine, where making an array of them takes 0.4.
-_STORE = [struct.Struct(f"{count}d").pack_into for count in range(16)]
 STREAMING_BYTES = 1 << 25  # an output of this size has left the caches before anyone reads it
 
 Formula = Callable[[Machine, list[Value], list[Value]], tuple[Value, ...]]
@@ -104,11 +101,7 @@ class Table:
     def _lay_out(self, addresses: np.ndarray, sizes: np.ndarray, starts: np.ndarray) -> None:
         self.tensors = sizes.size
         self.addresses, self.sizes, self.starts = addresses, sizes, starts
-        self._start, self.starts_at = runtime.address(addresses), runtime.address(starts)
-        self._pointers = np.array([0, self.tensors, self.starts_at, runtime.address(sizes), 0, 0], np.int64)
-        self._pointers_at = runtime.address(self._pointers)
-        numbers = np.empty(len(_STORE))
-        self._numbers, self._numbers_at = numbers.data, runtime.address(numbers)
+        self._start, self.starts_at, self._sizes_at = map(runtime.address, (addresses, starts, sizes))
 
     def filled(self, dtype: np.dtype, blocks: int, elements: int) -> None:
         """Say what the numbers of the table add up to."""
@@ -118,15 +111,18 @@ class Table:
         self, kernel: runtime.Kernel, scalars: Sequence[float] = (), own: np.ndarray | None = None, stream: int = 0
     ) -> None:
         """Run a streams kernel over every element; `own` (tensors,) float64 are the scalars of each tensor."""
-        _STORE[len(scalars)](self._numbers, 0, *scalars)
-        self.launch(kernel, self._numbers_at, 0 if own is None else runtime.address(own), stream)
+        numbers = runtime.doubles(*scalars)
+        self.launch(kernel, runtime.address_of(numbers), 0 if own is None else runtime.address(own), stream)
 
     def launch(self, kernel: runtime.Kernel, results: int, own: int, stream: int = 0) -> None:
-        """Run a kernel over all blocks; pointers: the table from `stream` on, tensors, starts, sizes, and these two."""
-        pointers = self._pointers
-        pointers[0] = self._start + stream * self.tensors * 8
-        pointers[4], pointers[5] = results, own
-        runtime.run(kernel, self.blocks, self._pointers_at, self.elements > PARALLEL_SIZE)
+        """Run a kernel over all blocks."""
+        pointers = runtime.table(*self.pointers(results, own, stream))
+        runtime.run(kernel, self.blocks, pointers, self.elements > PARALLEL_SIZE)
+
+    def pointers(self, results: int, own: int, stream: int = 0) -> tuple[int, ...]:
+        """Return what a kernel is given: the table from `stream` on, tensors, starts, sizes, and these two."""
+        first = self._start + stream * self.tensors * 8
+        return first, self.tensors, self.starts_at, self._sizes_at, results, own
 
 
 class Held:
@@ -176,12 +172,11 @@ def run_single(kernel: runtime.Kernel, arrays: Sequence[np.ndarray], scalars: Se
     """
     size = arrays[0].size
     blocks = -(-size // BLOCK)
-    numbers = np.array(scalars, np.float64)
-    # Behind the six pointers: starts (2,), sizes (1,), table (streams, 1).
-    addresses = map(runtime.address, arrays)
-    pointers = np.array([0, 1, 0, 0, runtime.address(numbers), 0, 0, blocks, size, *addresses], np.int64)
-    here = runtime.address(pointers)
-    pointers[0], pointers[2], pointers[3] = here + 72, here + 48, here + 64
+    # starts (2,), sizes (1,), table (streams, 1)
+    inner = runtime.table(0, blocks, size, *map(runtime.address, arrays))
+    numbers = runtime.doubles(*scalars)
+    at = runtime.address_of(inner)
+    pointers = runtime.table(at + 24, 1, at, at + 16, runtime.address_of(numbers), 0)
     runtime.run(kernel, blocks, pointers, parallel=size > PARALLEL_SIZE)
 
 

@@ -21,12 +21,10 @@ import numba
 import numpy as np
 
 from . import runtime
-from .norm_cpu import SAFE_SQUARES
+from .norm_cpu import SAFE_SQUARES, clip_coefficient
 from .runtime import peek, peek_double, poke_double
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, table_of, tensor_of_block
-
-NORM_EPS = 1e-6  # as in fastgrad.clipping
 
 
 @runtime.kernel
@@ -96,8 +94,7 @@ def _clip_units(dtype: np.dtype, adaptive: bool) -> Any:
                 coefficient = 1.0 if norm <= limit else limit / norm
             else:
                 norm = norm_of(here, length, found)
-                coefficient = peek_double(pointers[7], 0) / (norm + NORM_EPS)
-                coefficient = 1.0 if coefficient >= 1.0 else coefficient
+                coefficient = clip_coefficient(norm, peek_double(pointers[7], 0))
             poke_double(found, 0, norm)
             if coefficient != 1.0:
                 multiply(here, length, coefficient)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from fastgrad.kernels import norm_ref
+from fastgrad.kernels import norm_cpu, norm_ref
 from support import layouts, oracle, random, read_only
 from tolerances import assert_close
 
@@ -127,3 +127,27 @@ def test_planted_faults_are_caught(monkeypatch):
         monkeypatch.setattr(norm_ref, "tensor_norms", wrong)
         with pytest.raises(AssertionError):
             assert_close(oracle(global_norm, grads, ord=2), expected[2], "norm")
+
+
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e200, np.nan, np.inf])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_clipped_step_in_one_call_has_the_bits_of_norm_and_step(size, maximize, dtype, monkeypatch):
+    if np.dtype(dtype) == np.float32 and 0 < size < np.inf and size != 1.0:
+        pytest.skip("no float32 is so large or small")
+    shapes = ((3, 5), (), (0,), (20_000,))
+
+    def step() -> list[np.ndarray]:
+        made = np.random.default_rng(0)
+        params, grads, mean, square = (
+            [np.asarray(made.standard_normal(shape), dtype) for shape in shapes] for _ in range(4)
+        )
+        grads = [np.asarray(g * size, dtype) for g in grads]
+        square = [np.asarray(np.abs(s)) for s in square]
+        options = {"step": 2, "max_norm": 0.5, "grad_scale": 3.0, "maximize": maximize}
+        norm = fastgrad.adam_step(params, grads, mean, square, **options)
+        return [norm, *params, *mean, *square]
+
+    one = step()
+    monkeypatch.setattr(norm_cpu, "_clip_in_one", lambda *arguments: norm_cpu.UNSAFE)
+    for a, b in zip(one, step(), strict=True):
+        assert a.tobytes() == b.tobytes()

@@ -228,13 +228,18 @@ CALLS = {
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 def test_what_a_function_runs_is_compiled_for_it(name, dtype, large, monkeypatch):
     used: set[str] = set()
-    run = runtime.run
+    run, run_in_turn = runtime.run, runtime.run_in_turn
 
     def spy(kernel, *args, **kwargs):
         used.add(kernel.name)
         return run(kernel, *args, **kwargs)
 
+    def spy_on_all(*launches):
+        used.update(launch[0].name for launch in launches)
+        return run_in_turn(*launches)
+
     monkeypatch.setattr(runtime, "run", spy)
+    monkeypatch.setattr(runtime, "run_in_turn", spy_on_all)
     if large:
         monkeypatch.setattr(streams, "STREAMING_BYTES", 1)
     CALLS[name](dtype)
