@@ -180,7 +180,7 @@ def test_infinite_scores(backend, dtype):
     q[0, 0, 1] = -np.inf, 1  # -inf, inf, -inf
     k[0, 0, :, 0] = 1, 2, 3
     q[0, 0, 2] = -np.inf, 0  # -inf for all
-    y, saved = attention(q, k, v)
+    y, _ = attention(q, k, v)
     assert np.isnan(y[0, 0, :3]).all() and np.isfinite(y[0, 0, 3]).all()
     large = 1e30 if dtype is np.float32 else 1e300
     q[0, 0, 2], k[0, 0, :, 0] = (-large, 0), (large, 0, large)  # scores -inf by overflow, but for one of 0
@@ -193,7 +193,7 @@ def test_a_score_of_minus_inf_has_no_weight_also_in_the_first_block_of_keys(back
     S = 400 if backend not in DEVICES else 70
     q, k, v = np.ones((1, 1, 1, 1), dtype), np.full((1, 1, S, 1), -np.inf, dtype), random(1, (1, 1, S, 1), dtype)
     k[0, 0, -1] = -3
-    y, saved = attention(q, k, v)
+    y, _ = attention(q, k, v)
     assert_close(y[0, 0, 0], v[0, 0, -1], "exact")
     k[...] = -np.inf
     assert np.isnan(attention(q, k, v)[0]).all()
@@ -253,7 +253,11 @@ def test_views_of_one_projection(backend, dtype, time_major):
         array = array.swapaxes(0, 1) if time_major else array
         return [a.reshape(B, T, H, D).swapaxes(1, 2) for a in np.split(array, count, axis=-1)]
 
-    projected, joined, dprojected = random(1, shape, dtype), np.zeros((*shape[:2], H * D), dtype), np.zeros(shape, dtype)
+    projected, joined, dprojected = (
+        random(1, shape, dtype),
+        np.zeros((*shape[:2], H * D), dtype),
+        np.zeros(shape, dtype),
+    )
     dy = random(2, (B, H, T, D), dtype)
     expected = both(dy, *(np.ascontiguousarray(a) for a in heads(projected, 3)))
     views, out, gradients = heads(projected, 3), heads(joined, 1)[0], heads(dprojected, 3)
@@ -325,7 +329,9 @@ def test_errors():
     error(TypeError, "q: expected float32 or float64, got int64", attention, q.astype(int), k, v)
     error(TypeError, "k: expected a numpy.ndarray", attention, q, k.tolist(), v)
     error(ValueError, r"lengths: expected shape \(2,\), got \(3,\)", attention, q, k, v, lengths=[1, 2, 3])
-    error(ValueError, r"expected entries from 0 to 5 \(the number of keys S\), got 6", attention, q, k, v, lengths=[6, 0])
+    error(
+        ValueError, r"expected entries from 0 to 5 \(the number of keys S\), got 6", attention, q, k, v, lengths=[6, 0]
+    )
     error(ValueError, "dropout: expected", attention, q, k, v, dropout=1.5)
     error(ValueError, "seed: expected 0 to", attention, q, k, v, dropout=0.5, seed=-1)
     error(ValueError, "scale: expected a finite number", attention, q, k, v, scale=np.inf)

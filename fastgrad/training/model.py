@@ -59,7 +59,9 @@ class Config:
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if self.model == "transformer" and self.hidden % self.heads:
-            raise UserError(f"--hidden must divide into {self.heads} heads, got {self.hidden}; change --heads or --hidden")
+            raise UserError(
+                f"--hidden must divide into {self.heads} heads, got {self.hidden}; change --heads or --hidden"
+            )
 
     @classmethod
     def of(cls, **given: Any) -> Config:

@@ -112,13 +112,15 @@ def train(options: Options) -> int:
     trainer, config = session.trainer, session.trainer.config
     sizes = f"{config.model.upper()}, {config.embedding} -> {config.hidden} x {config.layers}"
     if config.model == "transformer":
-        sizes = f"transformer, {config.layers} blocks of {config.hidden}, {config.heads} heads, {config.seq_length} places"
+        sizes = f"transformer, {config.layers} blocks of {config.hidden}, {config.heads} heads, "
+        sizes += f"{config.seq_length} places"
     size = sum(parameter.data.size for parameter in trainer.model.parameters())
     _say(
         f"text: {session.source}, {len(trainer.corpus.codes):,} characters, {len(trainer.corpus.vocabulary)} different"
     )
     _say(
-        f"model: {sizes} -> {len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, backend {trainer.backend}"
+        f"model: {sizes} -> {len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, "
+        f"backend {trainer.backend}"
     )
     if options.resume:
         _say(f"resumed at step {trainer.step:,} after {duration(session.seconds)} of training")
