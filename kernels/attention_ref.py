@@ -70,7 +70,7 @@ def attention(
         if dropped is not None:
             weights = weights * _kept(q, k, *dropped)
         result = _product(weights, seen, v) / total[..., None]
-        y[...] = np.where(seen.any(axis=-1)[..., None], result, 0)
+        y[...] = np.where(seen.any(axis=-1, keepdims=True), result, 0)
 
 
 def attention_backward(
