@@ -12,10 +12,10 @@ import numpy as np
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, empty
 from fastgrad._checks import number
-from fastgrad.scaled_dot_product import attention, attention_backward
 from fastgrad.layers.base import Layer, Parameter, Rng, positive, wrong_shape
 from fastgrad.layers.dense import Linear
 from fastgrad.linear import linear, linear_backward
+from fastgrad.scaled_dot_product import attention, attention_backward
 
 
 class MultiHeadAttention(Layer):
