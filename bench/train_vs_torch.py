@@ -17,9 +17,9 @@ from typing import Any
 import machine
 from inputs import QUICK
 from machine import torch
-from turns import SPIN_DOWN, Contestant, by_turns
 from work import FASTGRAD, NUMPY, TORCH
 
+from fastgrad.profiling.turns import SPIN_DOWN, Contestant, by_turns
 from fastgrad.training import BUILT_IN, Config, Corpus, Trainer, read_text
 
 SMALL = {"embedding": 8, "hidden": 16, "seq_length": 8, "batch": 4} if QUICK else {}

@@ -1,4 +1,4 @@
-"""The command line: `fastgrad train`, `warmup` and `doctor`. Options and their help are here, the work is elsewhere.
+"""The command line: `fastgrad train`, `warmup`, `profile`, `doctor`. Options and help are here, the work is elsewhere.
 
 Whatever a person got wrong is one line on stderr and exit status 2. Kernels, matplotlib and the like are imported only
 by the command that needs them, so that `--help` and `--version` answer at once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -64,6 +65,26 @@ Train the finished run for longer, 30 minutes in total:
 A quick look at whether everything works:
 
     [cyan]fastgrad train --steps 20 --hidden 32 --out /tmp/try[/cyan]
+"""
+
+
+PROFILE_ABOUT = """Measure kernels over sizes on every back end that is here: naive NumPy, the CPU on 1 to all \
+threads, a GPU, PyTorch.
+
+All take turns in one process, and the limits of this machine with them: the same bytes moved without arithmetic, \
+or a large matrix product. Takes about a minute without names. Let nothing else run meanwhile.
+"""
+
+PROFILE_EXAMPLES = """
+[bold]Examples[/bold]
+
+What a training step spends its time on:
+
+    [cyan]fastgrad profile[/cyan]
+
+One operation, over more sizes, with a roofline:
+
+    [cyan]fastgrad profile adam_step --sizes 4K,64K,1M,16M --out runs/profile[/cyan]
 """
 
 
@@ -344,6 +365,14 @@ def train(
     no_compare: Annotated[
         bool, _option("--no-compare", panel=OUTPUT, help="Don't time these kernels against naive NumPy at the end.")
     ] = False,
+    profile: Annotated[
+        bool,
+        _option(
+            "--profile",
+            panel=OUTPUT,
+            help="Time 20 steps layer by layer; print a table and write trace.json, for ui.perfetto.dev.",
+        ),
+    ] = False,
 ) -> None:
     """Turn the options of the command line into `Options` and run them."""
     from fastgrad.training.run import Options
@@ -377,6 +406,7 @@ def train(
             sample_length=sample_length,
             temperature=temperature,
             comparison=not no_compare,
+            profile=profile,
         )
     )
     raise typer.Exit(status)
@@ -416,20 +446,101 @@ def warmup(
     print(report)
 
 
-@app.command(help="Say what this machine can do for the kernels, and why not more.")
+@app.command(
+    help="Say what this machine can do for the kernels, why not more, and what mends it; exit status 1 if it is broken."
+)
 def doctor(
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure copying and matrix products: about a second.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Print the report of `fastgrad.doctor`."""
+    """Print the report of `fastgrad.doctor`; exit status 1 where something is broken."""
     import fastgrad
 
-    print(fastgrad.doctor(measure=measure))
+    report = fastgrad.doctor(measure=measure)
+    if as_json:
+        import json
+
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        _print_findings(report)
+    raise typer.Exit(int(report.broken))
+
+
+def _print_findings(report: Any) -> None:
+    """Print a report of `doctor`, wrapped to the terminal below each other."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        mark = Text("BROKEN: ", style="bold red") if finding.broken else Text()
+        table.add_row(Text(finding.topic, style="bold"), mark + finding.value)
+        if finding.advice:
+            table.add_row("", Text(f"-> {finding.advice}", style="red" if finding.broken else "yellow"))
+    Console(highlight=False).print(table)
+
+
+def _sizes(text: str | None) -> list[int] | None:
+    """Return the sizes of "4096,64K,4M"."""
+    if text is None:
+        return None
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*([KMkm]?)\s*", part)
+        size = int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()] if match else 0
+        if not 1 <= size <= 1 << 30:
+            raise typer.BadParameter(
+                f"{part.strip()!r} is no number of elements from 1 to {1 << 30:,}; for instance --sizes 4096,64K,4M"
+            )
+        found.append(size)
+    return found
+
+
+@app.command(help=PROFILE_ABOUT, epilog=PROFILE_EXAMPLES)
+def profile(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OP",
+            help="Functions (adam_step, lstm, ...), kinds of activation (gelu, gelu_backward, ...), or all.",
+            show_default="eight of a training step",
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--sizes",
+            metavar="N,N,...",
+            callback=_sizes,
+            help="Elements of the first array, as 4096 or 64K or 4M.",
+            show_default="three that fit a cache or not",
+        ),
+    ] = None,
+    turns: Annotated[
+        int, typer.Option("--turns", metavar="N", min=1, help="Times that each is measured, by turns; medians count.")
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Also write roofline.png, profile.html and profile.json there."),
+    ] = None,
+) -> None:
+    """Print the report of `fastgrad.profiling`."""
+    from fastgrad.profiling.command import run
+
+    raise typer.Exit(run(names or (), sizes, turns, as_json, out))  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the loss diverged, 2 a wrong input or option, 130 stopped by Ctrl-C."""
+    """Run the command line and exit.
+
+    Status: 0 done, 1 the loss diverged or something is broken, 2 a wrong input or option, 130 stopped by Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A sample may hold characters that the terminal's encoding lacks.
         with contextlib.suppress(AttributeError, ValueError):

@@ -52,12 +52,9 @@ struct Dropping {
     unsigned long long seed, offset;
     unsigned int threshold;
     real_t factor;
-    // What multiplies the weight of `key` in the row whose numbers begin at `group`: see dropout.cu.
+    // What multiplies the weight of `key` in the row whose numbers begin with group `group`: see philox.cuh.
     __device__ real_t of(index_t group, index_t key) const {
-        const int place = int(key % 64);
-        const Words words = philox((unsigned long long)((group + key / 64) * 16 + place % 16), offset, seed);
-        const unsigned int low = place < 16 ? words.a : words.b, high = place < 48 ? words.c : words.d;
-        return (place < 32 ? low : high) >= threshold ? factor : real_t(0);
+        return Philox{seed, offset}.of_entry(group * 64 + key) >= threshold ? factor : real_t(0);
     }
 };
 
