@@ -234,8 +234,8 @@ def train(
             panel=TRAINING,
             default="64",
             min=1,
-            help="Characters that gradients flow back through in a step. The state of an LSTM or GRU is carried on from "
-            "step to step; a transformer sees so many characters and no more.",
+            help="Characters that gradients flow back through in a step. The state of an LSTM or GRU is carried on to "
+            "the next; a transformer sees so many characters and no more.",
         ),
     ] = None,
     lr: Annotated[

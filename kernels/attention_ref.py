@@ -17,8 +17,9 @@ Array = np.ndarray
 def _seen(q: Array, k: Array, causal: bool, lengths: Array | None) -> Array:
     """Return which key (last axis) each query sees, (B or 1, 1, T, S)."""
     queries, keys = np.arange(q.shape[2]), np.arange(k.shape[2])
-    seen = (keys <= queries[:, None]) if causal else np.ones((len(queries), len(keys)), bool)
-    seen = seen[None, None]
+    seen: Array = np.ones((1, 1, len(queries), len(keys)), bool)
+    if causal:
+        seen = seen & (keys <= queries[:, None])
     return seen if lengths is None else seen & (keys < lengths[:, None, None, None])
 
 
@@ -69,7 +70,7 @@ def attention(
         if dropped is not None:
             weights = weights * _kept(q, k, *dropped)
         result = _product(weights, seen, v) / total[..., None]
-        y[...] = np.where(seen.any(axis=-1)[..., None], result, 0)
+        y[...] = np.where(seen.any(axis=-1, keepdims=True), result, 0)
 
 
 def attention_backward(

@@ -180,7 +180,7 @@ def test_infinite_scores(backend, dtype):
     q[0, 0, 1] = -np.inf, 1  # -inf, inf, -inf
     k[0, 0, :, 0] = 1, 2, 3
     q[0, 0, 2] = -np.inf, 0  # -inf for all
-    y, saved = attention(q, k, v)
+    y, _ = attention(q, k, v)
     assert np.isnan(y[0, 0, :3]).all() and np.isfinite(y[0, 0, 3]).all()
     large = 1e30 if dtype is np.float32 else 1e300
     q[0, 0, 2], k[0, 0, :, 0] = (-large, 0), (large, 0, large)  # scores -inf by overflow, but for one of 0
@@ -193,7 +193,7 @@ def test_a_score_of_minus_inf_has_no_weight_also_in_the_first_block_of_keys(back
     S = 400 if backend not in DEVICES else 70
     q, k, v = np.ones((1, 1, 1, 1), dtype), np.full((1, 1, S, 1), -np.inf, dtype), random(1, (1, 1, S, 1), dtype)
     k[0, 0, -1] = -3
-    y, saved = attention(q, k, v)
+    y, _ = attention(q, k, v)
     assert_close(y[0, 0, 0], v[0, 0, -1], "exact")
     k[...] = -np.inf
     assert np.isnan(attention(q, k, v)[0]).all()

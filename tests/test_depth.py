@@ -157,7 +157,7 @@ def test_errors():
         Checkpoint(3)
     with pytest.raises(ValueError, match="checkpoint_every must be a whole number"):
         Sequential(Dropout(0.1), checkpoint_every=0)
-    with pytest.raises(RuntimeError, match="Checkpoint.backward: expected a forward pass before"):
+    with pytest.raises(RuntimeError, match=r"Checkpoint\.backward: expected a forward pass before"):
         Checkpoint(Dropout(0.1)).backward(np.ones(3, np.float32))
     same = Dropout(0.1)
     with pytest.raises(ValueError, match=r"layers\[1\] is in this Sequential already"):
@@ -256,7 +256,7 @@ def test_a_plain_stack_is_seen_not_to_learn():
     """What the test above would see without the residual connections: the gradient is gone."""
     rng = np.random.default_rng(1)
     parts = [part for _ in range(200) for part in (Linear(E, E, rng=rng), Activation("relu"))]
-    losses, (first, last) = learns(Sequential(*parts, Linear(E, 3, rng=rng)), (64, E), 2, 2e-3)
+    _, (first, last) = learns(Sequential(*parts, Linear(E, 3, rng=rng)), (64, E), 2, 2e-3)
     assert not first > 1e-4 * last
 
 

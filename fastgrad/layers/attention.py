@@ -12,10 +12,10 @@ import numpy as np
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, empty
 from fastgrad._checks import number
-from fastgrad.attention import attention, attention_backward
 from fastgrad.layers.base import Layer, Parameter, Rng, positive, wrong_shape
 from fastgrad.layers.dense import Linear
 from fastgrad.linear import linear, linear_backward
+from fastgrad.scaled_dot_product import attention, attention_backward
 
 
 class MultiHeadAttention(Layer):
@@ -95,7 +95,7 @@ class MultiHeadAttention(Layer):
             first, rest = (None, None) if bias is None else (bias[:E], bias[E:])
             (q,) = self._heads(linear(x, weight[:E], first), 1)
             k, v = self._heads(linear(context, weight[E:], rest), 2)
-        options = {}
+        options: dict[str, Any] = {}
         if self.training and self.dropout:
             options = {"dropout": self.dropout, "seed": self.seed, "offset": self.offset}
             self.offset += 1

@@ -124,7 +124,8 @@ def train(options: Options) -> int:
         f"text: {session.source}, {len(trainer.corpus.codes):,} characters, {len(trainer.corpus.vocabulary)} different"
     )
     _say(
-        f"model: {sizes} -> {len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, backend {trainer.backend}"
+        f"model: {sizes} -> {len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, "
+        f"backend {trainer.backend}"
     )
     if options.resume:
         _say(f"resumed at step {trainer.step:,} after {duration(session.seconds)} of training")

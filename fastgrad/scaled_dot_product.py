@@ -122,7 +122,7 @@ def attention(
     B, H, T, D = a.shape
     if D == 0:
         raise ValueError(f"q: expected at least one feature, got shape {a.shape}")
-    keys = getattr(k, "shape", ())
+    keys: tuple[int, ...] = getattr(k, "shape", ())
     b = _read("k", k, a, (B, H, keys[2] if len(keys) == 4 else T, D))
     c = _read("v", v, a, b.shape)
     scale = D**-0.5 if scale is None else number("scale", scale)
