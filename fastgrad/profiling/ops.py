@@ -554,5 +554,9 @@ def chosen(names: Iterable[str]) -> list[Op]:
         if name not in OPS:
             near = difflib.get_close_matches(name, [*OPS, *ALIASES], 1)
             meant = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown operation {name!r}: {meant}Known are {', '.join(OPS)}, and all")
+            others = [op for op in OPS if op.removesuffix("_backward") not in KINDS]
+            raise ValueError(
+                f"unknown operation {name!r}: {meant}Known are {', '.join(others)}; the kinds of activation "
+                f"{', '.join(KINDS)}, each also with _backward; and all"
+            )
     return [OPS[name] for name in dict.fromkeys(wanted)]
