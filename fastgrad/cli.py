@@ -31,9 +31,9 @@ app = typer.Typer(
 MODEL, TRAINING, LENGTH, OUTPUT = "Model", "Training", "How long", "Output"
 
 # One line for each paragraph: typer wraps them to the width of the terminal.
-ABOUT = """Train a character language model: an LSTM or GRU that learns to write like FILE.
+ABOUT = """Train a character language model: an LSTM, GRU or transformer that learns to write like FILE.
 
-Truncated backpropagation through time with carried state, clipping by the global norm, Adam. \
+Truncated backpropagation through time, clipping by the global norm, Adam. \
 The first 95 % of the text are learnt, the last 5 % measure how well, in [bold]bits per character[/bold]: \
 about 4.7 when only the frequencies of letters are known, 1.6 after a default run. \
 Left behind are a checkpoint (safetensors and JSON) and [bold]curve.png[/bold]; a sample of text is printed.
@@ -48,7 +48,11 @@ Learn from the text inside Python, in about 90 seconds:
 
 A larger GRU on a book of your own, ten minutes, its results in runs/book:
 
-    [cyan]fastgrad train book.txt --cell gru --hidden 512 --minutes 10 --out runs/book[/cyan]
+    [cyan]fastgrad train book.txt --model gru --hidden 512 --minutes 10 --out runs/book[/cyan]
+
+A transformer:
+
+    [cyan]fastgrad train --model transformer --out runs/transformer[/cyan]
 
 Stop with Ctrl-C, go on later where it stopped, bit for bit:
 
@@ -84,11 +88,12 @@ One operation, over more sizes, with a roofline:
 """
 
 
-class Cell(StrEnum):
-    """Recurrent cells."""
+class Model(StrEnum):
+    """Models of text."""
 
     lstm = "lstm"
     gru = "gru"
+    transformer = "transformer"
 
 
 class Dtype(StrEnum):
@@ -152,9 +157,16 @@ def train(
             show_default=False,
         ),
     ] = None,
-    cell: Annotated[
-        Cell | None,
-        _option("--cell", metavar="lstm|gru", panel=MODEL, default="lstm", help="Recurrent cell: lstm or gru."),
+    model: Annotated[
+        Model | None,
+        _option(
+            "--model",
+            "--cell",
+            metavar="lstm|gru|transformer",
+            panel=MODEL,
+            default="lstm",
+            help="An LSTM, a GRU, or a transformer of causal blocks. --cell is the older name of this option.",
+        ),
     ] = None,
     hidden: Annotated[
         int | None,
@@ -162,22 +174,36 @@ def train(
             "--hidden",
             metavar="N",
             panel=MODEL,
-            default="256",
+            default="256, or 128 of a transformer",
             min=1,
-            help="Units of each recurrent layer. More learn more, and take longer.",
+            help="Units of each layer. More learn more, and take longer.",
         ),
     ] = None,
     embedding: Annotated[
         int | None,
         _option(
-            "--embedding", metavar="N", panel=MODEL, default="64", min=1, help="Numbers that stand for a character."
+            "--embedding",
+            metavar="N",
+            panel=MODEL,
+            default="64",
+            min=1,
+            help="Numbers that stand for a character; those of a transformer are as many as its units.",
         ),
     ] = None,
     layers: Annotated[
         int | None,
         _option(
-            "--layers", metavar="N", panel=MODEL, default="1", min=1, help="Recurrent layers on top of each other."
+            "--layers",
+            metavar="N",
+            panel=MODEL,
+            default="1, or 4 of a transformer",
+            min=1,
+            help="Recurrent layers, or blocks, on top of each other.",
         ),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        _option("--heads", metavar="N", panel=MODEL, default="4", min=1, help="Heads of attention of a transformer."),
     ] = None,
     dtype: Annotated[
         Dtype | None,
@@ -208,13 +234,19 @@ def train(
             panel=TRAINING,
             default="64",
             min=1,
-            help="Characters that gradients flow back through in a step; the state is carried on from step to step.",
+            help="Characters that gradients flow back through in a step. The state of an LSTM or GRU is carried on from "
+            "step to step; a transformer sees so many characters and no more.",
         ),
     ] = None,
     lr: Annotated[
         float | None,
         _option(
-            "--lr", metavar="X", panel=TRAINING, default="0.003", callback=_positive, help="Learning rate of Adam."
+            "--lr",
+            metavar="X",
+            panel=TRAINING,
+            default="0.003, or 0.002 of a transformer",
+            callback=_positive,
+            help="Learning rate of Adam.",
         ),
     ] = None,
     clip: Annotated[
@@ -347,10 +379,11 @@ def train(
     from fastgrad.training.run import train as run
 
     given = {
-        "cell": cell and cell.value,
+        "model": model and model.value,
         "embedding": embedding,
         "hidden": hidden,
         "layers": layers,
+        "heads": heads,
         "seq_length": seq_length,
         "batch": batch,
         "lr": lr,

@@ -114,13 +114,17 @@ def train(options: Options) -> int:
     """
     session = _resumed(options) if options.resume else _fresh(options)
     trainer, config = session.trainer, session.trainer.config
+    sizes = f"{config.model.upper()}, {config.embedding} -> {config.hidden} x {config.layers}"
+    if config.model == "transformer":
+        sizes = (
+            f"transformer, {config.layers} blocks of {config.hidden}, {config.heads} heads, {config.seq_length} places"
+        )
     size = sum(parameter.data.size for parameter in trainer.model.parameters())
     _say(
         f"text: {session.source}, {len(trainer.corpus.codes):,} characters, {len(trainer.corpus.vocabulary)} different"
     )
     _say(
-        f"model: {config.cell.upper()}, {config.embedding} -> {config.hidden} x {config.layers} -> "
-        f"{len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, backend {trainer.backend}"
+        f"model: {sizes} -> {len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, backend {trainer.backend}"
     )
     if options.resume:
         _say(f"resumed at step {trainer.step:,} after {duration(session.seconds)} of training")
@@ -203,7 +207,7 @@ def _report_profile(profiler: StepProfiler, path: Path) -> None:
 
 
 def _fresh(options: Options) -> Session:
-    config = Config(**options.model)
+    config = Config.of(**options.model)
     folder = options.out
     if not options.overwrite and checkpoint.exists(folder):
         raise UserError(
