@@ -7,14 +7,14 @@ recurrent.py.
 
 from __future__ import annotations
 
-import limit
 import pytest
 import recurrent
-from inputs import SEQUENCES, normal
+from inputs import PRODUCT, SEQUENCES, normal
 from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 NOISE = {"zoneout_h": 0.05, "zoneout_c": 0.3, "input_dropout": 0.2, "recurrent_dropout": 0.2}
 CLIP = 1.0
@@ -22,7 +22,7 @@ CLIP = 1.0
 
 def sequence(cell: str, T: int, B: int, I: int, H: int) -> Work:  # noqa: E741  the letters of DESIGN and torch
     """A layer over a sequence, with the gradient of its whole output."""
-    gates = recurrent.GATES[cell]
+    gates = costs.GATES[cell]
     x, dy = normal(0, T, B, I), normal(1, T, B, H)
     states = [normal(2 + k, B, H, scale=0.5) for k in range(2 if cell == "lstm" else 1)]
     weights = recurrent._weights(gates, I, H)
@@ -65,18 +65,17 @@ def sequence(cell: str, T: int, B: int, I: int, H: int) -> Work:  # noqa: E741  
             torch.autograd.grad(torch.stack(outputs), wanted, dy_t)
             return []
 
-    flops = 6 * gates * T * B * H * (I + H)
+    cost = costs.recurrent(cell, T, B, I, H)
     return Work(
         f"{cell} with zoneout, dropout, clamp {(T, B, I, H)}",
         f"(T, B, I, H) = {(T, B, I, H)}",
-        4 * 2 * (x.size + dy.size + sum(weight.size for weight in weights)),
-        flops,
+        *cost,
         contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
-        limit=lambda: limit.of_products(flops),
+        limit=lambda: limits.of_products(cost.flops, PRODUCT),
     )
 
 
 @pytest.mark.parametrize("sizes", SEQUENCES, ids=str)
-@pytest.mark.parametrize("cell", recurrent.GATES)
+@pytest.mark.parametrize("cell", costs.GATES)
 def bench_between_steps(race, cell, sizes):
     race(sequence, cell, *sizes)

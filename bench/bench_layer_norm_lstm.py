@@ -6,15 +6,15 @@ of it. Flops and bytes as in recurrent.py, of the products alone.
 
 from __future__ import annotations
 
-import limit
 import numpy as np
 import pytest
 import recurrent
-from inputs import SEQUENCES, normal
+from inputs import PRODUCT, SEQUENCES, normal
 from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 EPS = 1e-5
 
@@ -50,14 +50,13 @@ def sequence(T: int, B: int, I: int, H: int) -> Work:  # noqa: E741  the letters
             y = torch.stack(outputs)
             return [y, h, c, torch.autograd.grad(y, wanted, dy_t)]
 
-    flops = 24 * T * B * H * (I + H)
+    cost = costs.recurrent("lstm", T, B, I, H)
     return Work(
         f"layer_norm_lstm forward + backward {(T, B, I, H)}",
         f"(T, B, I, H) = {(T, B, I, H)}",
-        4 * 2 * (x.size + dy.size + sum(weight.size for weight in weights)),
-        flops,
+        *cost,
         contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
-        limit=lambda: limit.of_products(flops),
+        limit=lambda: limits.of_products(cost.flops, PRODUCT),
         rtol=1e-3,  # float32 in three orders of summation, through the statistics of every step
     )
 

@@ -104,6 +104,23 @@ def test_bytes_and_flops_are_those_of_the_operations():
     assert twins["2"].cost == twins["2.left"].cost + twins["2.right"].cost
 
 
+def test_layers_of_a_transformer():
+    block = layers.TransformerBlock(8, 2, 16, rng=0, dropout=0.1)
+    net = layers.Sequential(layers.Checkpoint(block), layers.PReLU(1))
+    before = state(net)
+    x = np.random.default_rng(0).standard_normal((5, 3, 8), dtype=np.float32)
+    profile = fastgrad.profile_model(net, x, steps=2)
+    assert state(net) == before
+    attention = profile["0.layer.self_attn"]
+    projections = costs.linear(15, 8, 24) + costs.linear(15, 8, 8)
+    backward = costs.linear_backward(15, 8, 24) + costs.linear_backward(15, 8, 8)
+    heads = costs.attention(3, 2, 5, 5, 4) + costs.attention_backward(3, 2, 5, 5, 4)
+    # Within a Checkpoint forward runs twice.
+    again = costs.linear(15, 8, 24) + costs.attention(3, 2, 5, 5, 4) + costs.linear(15, 8, 8)
+    assert attention.cost == projections + backward + heads + again
+    assert profile["0.layer"].kind == "TransformerBlock" and profile["1"].cost is not None
+
+
 def test_nothing_is_changed_and_no_hook_stays():
     net, twin = model(), model()
     for one in (net, twin):
