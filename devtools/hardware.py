@@ -57,6 +57,7 @@ TESTS = {
     "lstm": ("test_lstm", "test_on_a_gpu"),
     "gru": ("test_gru", "test_on_a_gpu"),
     "loss": ("test_mse", "test_cross_entropy"),
+    "delay": ("test_device_clock",),
 }
 SANITIZERS = ("memcheck", "racecheck")
 

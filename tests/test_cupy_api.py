@@ -152,6 +152,24 @@ def test_streams_events_and_graphs():
         stream.Stream.null.begin_capture()
 
 
+def test_events_and_ranges():
+    """As `StreamTools` of kernels/cuda.py uses them; an event itself needs a driver."""
+    from cupy.cuda import nvtx
+
+    assert "Event.__init__(self, block=False, disable_timing=False" in inspect.getdoc(cupy.cuda.Event.__init__)
+    assert "record(self, stream=None)" in inspect.getdoc(cupy.cuda.Event.record)
+    assert "get_elapsed_time(start_event, end_event)" in inspect.getdoc(cupy.cuda.get_elapsed_time)
+    assert nvtx is cupy.cuda.nvtx and isinstance(nvtx.available, bool)
+    nvtx.RangePush("a range")  # does nothing where no profiler listens
+    nvtx.RangePop()
+    assert callable(runtime.getDevice)
+
+
+def test_the_compiler_that_doctor_asks():
+    for name in ("createProgram", "compileProgram", "getPTX", "destroyProgram", "getVersion"):
+        assert callable(getattr(cupy.cuda.nvrtc, name))
+
+
 def test_devices_and_pointers():
     device = cupy.cuda.Device
     assert hasattr(device, "__enter__") and hasattr(device, "synchronize")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +98,123 @@ def test_the_command():
         assert f"\n{topic} " in f"\n{done.stdout}"
 
 
+def test_json_and_what_is_broken(tmp_path):
+    """Exit status 1 where a part does not work, 0 where a GPU is merely absent."""
+    command = [sys.executable, "-c", "import sys; sys.modules['cupy'] = None\n{}from fastgrad.cli import main; main()"]
+
+    def run(before: str, *options: str) -> subprocess.CompletedProcess[str]:
+        code = command[2].format(before)
+        return subprocess.run([*command[:2], code, "doctor", *options], capture_output=True, text=True, timeout=100)
+
+    healthy = run("", "--json")
+    found = json.loads(healthy.stdout)
+    assert healthy.returncode == 0 and found["broken"] is False
+    assert [finding["topic"] for finding in found["findings"]] == TOPICS
+    ill = run("sys.modules['numba'] = None; ", "--json")
+    found = {finding["topic"]: finding for finding in json.loads(ill.stdout)["findings"]}
+    assert ill.returncode == 1 and found["kernels"]["broken"] and not found["gpu"]["broken"]
+    assert "pip install" in found["kernels"]["advice"]
+    assert "BROKEN: not known: ModuleNotFoundError" in " ".join(run("sys.modules['numba'] = None; ").stdout.split())
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_it_is_wrapped_below_its_topics(width):
+    environment = {**os.environ, "COLUMNS": str(width)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgrad", "doctor"], capture_output=True, text=True, timeout=100, env=environment
+    )
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= width
+    topics = [topic for topic in TOPICS if any(line.startswith(f"{topic} ") for line in lines)]
+    assert topics == TOPICS
+    column = max(map(len, TOPICS)) + 2
+    assert all(line[:column].strip() in ("", *TOPICS) and line[column] != " " for line in lines)
+
+
 # --- the topics
+
+
+def test_a_kernel_that_is_wrong_is_broken(monkeypatch):
+    from fastgrad import activations
+
+    finding = _doctor.kernels()
+    assert not finding.broken and "found right in" in finding.value
+    monkeypatch.setattr(activations, "activation", lambda x, kind: x)
+    finding = _doctor.kernels()
+    assert finding.broken and "rm -r ~/.cache/fastgrad" in finding.advice
+
+
+@pytest.mark.parametrize(("threads", "advice"), [(4, ""), (64, "export OPENBLAS_NUM_THREADS=4")])
+def test_blas(threads, advice, monkeypatch):
+    info = {"user_api": "blas", "internal_api": "openblas", "version": "0.3.30", "num_threads": threads}
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [info, info, {"user_api": "openmp"}])
+    monkeypatch.setattr(_machine, "usable_cores", lambda: 4)
+    finding = _doctor.blas()
+    assert finding.value == f"openblas 0.3.30 (unknown kernels), {threads} threads"
+    assert finding.advice.endswith(advice) and bool(finding.advice) == bool(advice)
+    monkeypatch.setattr("threadpoolctl.threadpool_info", list)
+    assert "not known" in _doctor.blas().value and not _doctor.blas().broken
+
+
+def test_a_driver_that_cuda_can_not_use_is_broken(system):
+    assert _machine.nvidia_driver() is None
+    system("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13 2021\n")
+    assert _machine.nvidia_driver() == "470.57.02"
+
+
+class Compiler:
+    """NVRTC as CuPy has it, with a planted fault."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault, self.asked = fault, []
+
+    def getVersion(self):
+        if self.fault == "missing":
+            raise RuntimeError("Failure finding libnvrtc.so.13")
+        return (13, 0)
+
+    def createProgram(self, source, name, headers, names):
+        assert source == _doctor.ONE_LINE
+        return 7
+
+    def compileProgram(self, program, options):
+        self.asked.append(options)
+        if self.fault == "builtins":
+            raise RuntimeError("nvrtc: error: failed to open\nlibnvrtc-builtins.so.13.0")
+
+    def getPTX(self, program):
+        return b"ptx " * 25
+
+    def destroyProgram(self, program):
+        assert program == 7
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "value", "advice"),
+    [
+        ("", "NVRTC 13.0 compiles a line for compute_{}: 100 bytes of PTX", ""),
+        ("missing", "CuPy does not find it", 'pip install "fastgrad[cuda13]" (or cuda12) brings it'),
+        (
+            "builtins",
+            "NVRTC 13.0 can't compile a line for compute_{}: nvrtc: error: failed to open lib",
+            "pip install --",
+        ),
+    ],
+)
+def test_nvrtc(gpu, fault, value, advice, monkeypatch):
+    cupy = devices(None)
+    cupy.cuda.nvrtc = Compiler(fault)
+    status = _gpu.GPUStatus(cupy) if gpu else _gpu.GPUStatus(None, "no driver", "get one")
+    monkeypatch.setattr(_gpu, "gpu_status", lambda: status)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    finding = _doctor.nvrtc()
+    assert finding.value.startswith(value.format("90" if gpu else "75")) and finding.advice.startswith(advice)
+    # Without a GPU nobody needs it; what is there and fails is broken all the same.
+    assert finding.broken == (fault == "builtins" or (fault == "missing" and gpu))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    if not gpu:
+        assert _doctor.nvrtc().value == "not asked: it is reached through CuPy, which is not there"
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,12 @@ def test_the_trainer_says_it_in_one_line(machine, tmp_path):
 
 def test_doctor_says_it(machine):
     python, _, reason, advice = machine
-    done = python("import fastgrad; finding = fastgrad.doctor()['gpu']; print(finding.value); print(finding.advice)")
+    code = "f = fastgrad.doctor()['gpu']; print(f.value, f.advice, f.broken, sep='\\n')"
+    done = python(f"import fastgrad; {code}")
     assert done.returncode == 0, done.stderr
-    value, told = done.stdout.splitlines()
+    value, told, broken = done.stdout.splitlines()
+    # What is installed and fails is broken; what is not there is absent.
+    assert broken == str("can't be imported" in reason or "but not NVRTC" in reason)
     assert value.startswith(f"none: {reason}") and advice in told
     compiler = value.removeprefix(f"none: {reason}").rpartition("; ")[2]
     imports = not reason.startswith("CuPy can't") and reason != "CuPy is not installed"

@@ -145,6 +145,16 @@ def linear_backward(M: int, K: int, N: int, size: int = 4) -> Cost:
     return Cost(size * (M * N + 2 * M * K + 2 * N * K + N), 4 * M * N * K + M * N)
 
 
+def attention(B: int, H: int, T: int, S: int, D: int, causal: bool = False, size: int = 4) -> Cost:
+    """q and y (B, H, T, D), k and v (B, H, S, D), each once; two products, half of them where causal."""
+    return Cost(2 * size * B * H * D * (T + S), 4 * B * H * T * S * D // (1 + causal))
+
+
+def attention_backward(B: int, H: int, T: int, S: int, D: int, causal: bool = False, size: int = 4) -> Cost:
+    """dy, y, q, dq and k, v, dk, dv, each once; five products."""
+    return Cost(4 * size * B * H * D * (T + S), 10 * B * H * T * S * D // (1 + causal))
+
+
 def embedding(n: int, E: int, size: int = 4, index_size: int = 8) -> Cost:
     """n rows of width E read and written, and the indices read."""
     return Cost(2 * size * n * E + index_size * n)

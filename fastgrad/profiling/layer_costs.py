@@ -12,6 +12,26 @@ from fastgrad.profiling.costs import NOTHING, Cost
 Costs = tuple[Cost, Cost]  # forward, backward
 
 
+def _attention(layer: Any, x: Any) -> Costs:
+    """The projections to q, k, v and the heads; the one behind them is a layer of its own."""
+    E, H, size = layer.embed_dim, layer.num_heads, x.itemsize
+    B, T = x.shape[:2] if layer.batch_first else (x.shape[1], x.shape[0])
+    sizes = B, H, T, T, E // H, layer.causal, size
+    return (
+        costs.linear(B * T, E, 3 * E, size) + costs.attention(*sizes),
+        costs.linear_backward(B * T, E, 3 * E, size) + costs.attention_backward(*sizes),
+    )
+
+
+def _block(layer: Any, x: Any) -> Costs:
+    """What a TransformerBlock does between its layers: two sums, and the activation of the feed-forward network."""
+    size, inner = x.itemsize, x.size // x.shape[-1] * layer.linear1.out_features
+    sums = costs.elementwise(2 * x.size, 3, 1, size)
+    if layer.linear3 is None:
+        return sums + costs.activation(inner, size), sums + costs.activation_backward(inner, size=size)
+    return sums + costs.glu(inner, size), sums + costs.glu_backward(inner, size)
+
+
 def _linear(layer: Any, x: Any) -> Costs:
     K, N, size = layer.in_features, layer.out_features, x.itemsize
     M = x.size // K
@@ -66,13 +86,22 @@ OF: dict[type, Callable[[Any, Any], Costs]] = {
     layers.LayerNorm: _pointwise(costs.layer_norm, costs.layer_norm_backward),
     layers.BatchNorm: _pointwise(costs.batch_norm, costs.batch_norm_backward),
     layers.Dropout: _dropout,
+    layers.PReLU: _pointwise(costs.activation, costs.prelu_backward),
+    layers.MultiHeadAttention: _attention,
+    layers.TransformerBlock: _block,
     layers.Residual: _residual,
     layers.Sequential: lambda layer, x: (NOTHING, NOTHING),
+    layers.Checkpoint: lambda layer, x: (NOTHING, NOTHING),
 }
 
 
-def of_layer(layer: Any, x: Any) -> Costs | None:
-    """Return the costs of a pass forward with x and of the one back, None for a layer whose kind is not known."""
+def of_layer(layer: Any, x: Any, *others: Any) -> Costs | None:
+    """Return the costs of a pass forward with x and of the one back, None for a layer whose kind is not known.
+
+    others: arguments of forward behind x
+    """
+    if isinstance(layer, layers.MultiHeadAttention) and others and others[0] is not None:
+        return None
     for kind in type(layer).__mro__:
         if kind in OF:
             return OF[kind](layer, x)

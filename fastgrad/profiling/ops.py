@@ -40,7 +40,8 @@ ALIASES = {
     "activation": "gelu", "activation_backward": "gelu_backward", "Adam": "adam_step", "AdamW": "adam_step",
     "SGD": "sgd_step", "RMSprop": "rmsprop_step", "LSTM": "lstm", "GRU": "gru", "Linear": "linear",
     "Embedding": "embedding", "LayerNorm": "layer_norm", "BatchNorm": "batch_norm", "Dropout": "dropout",
-    "GradientNorm": "global_norm",
+    "GradientNorm": "global_norm", "MultiHeadAttention": "attention", "LayerNormLSTM": "layer_norm_lstm",
+    "PReLU": "prelu",
 }  # fmt: skip
 
 
@@ -185,6 +186,22 @@ def _dropout(n: int) -> Case:
         return lambda: torch.native_dropout(x, 0.1, True)
 
     return Case(_named(n), costs.dropout(n), (_numbers(0, n),), bind, _moving(n, 1, 1), torchs)
+
+
+def _activation_dropout(n: int) -> Case:
+    def bind(x: Array) -> Run:
+        y = _like(x)
+        return lambda: fastgrad.activation_dropout(x, "gelu", 0.1, 1, 2, out=y)
+
+    return Case(_named(n), costs.activation(n), (_numbers(0, n),), bind, _moving(n, 1, 1))
+
+
+def _activation_dropout_backward(n: int) -> Case:
+    def bind(dy: Array, x: Array) -> Run:
+        dx = _like(x)
+        return lambda: fastgrad.activation_dropout_backward(dy, x, "gelu", 0.1, 1, 2, out=dx)
+
+    return Case(_named(n), costs.activation_backward(n), (_numbers(1, n), _numbers(0, n)), bind, _moving(n, 2, 1))
 
 
 def _clip_by_value(n: int) -> Case:
@@ -504,6 +521,56 @@ def _recurrent(cell: str, n: int) -> Case:
     return Case(_named(STEPS, BATCH, H), cost, inputs, bind, None, torchs)
 
 
+HEADS, FEATURES = 4, 64  # of attention: q (2, 4, T, 64)
+
+
+def _heads(n: int) -> tuple[int, int, int, int]:
+    return 2, HEADS, max(1, n // (2 * HEADS * FEATURES)), FEATURES
+
+
+def _attention(n: int) -> Case:
+    shape = _heads(n)
+
+    def bind(q: Array, k: Array, v: Array) -> Run:
+        y = _like(q)
+        return lambda: fastgrad.attention(q, k, v, out=y)[0]
+
+    def torchs(torch: Any, q: Any, k: Any, v: Any) -> Run:
+        return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    B, H, T, D = shape
+    inputs = tuple(_numbers(k, *shape) for k in range(3))
+    return Case(_named(*shape), costs.attention(B, H, T, T, D), inputs, bind, None, torchs)
+
+
+def _attention_backward(n: int) -> Case:
+    shape = _heads(n)
+
+    def bind(dy: Array, q: Array, k: Array, v: Array) -> Run:
+        _, saved = fastgrad.attention(q, k, v)
+        return lambda: fastgrad.attention_backward(dy, saved)
+
+    B, H, T, D = shape
+    inputs = tuple(_numbers(k, *shape) for k in range(4))
+    return Case(_named(*shape), costs.attention_backward(B, H, T, T, D), inputs, bind, None)
+
+
+def _layer_norm_lstm(n: int) -> Case:
+    H = max(1, n // (STEPS * BATCH))
+
+    def bind(x: Array, dy: Array, *weights: Array) -> Run:
+        def run() -> Any:
+            y, _, saved = fastgrad.layer_norm_lstm(x, None, None, *weights)
+            return y, fastgrad.layer_norm_lstm_backward(dy, None, None, saved)
+
+        return run
+
+    weights = [_numbers(2 + k, 4 * H, H, scale=H**-0.5) for k in range(2)]
+    gains = [1 + _numbers(4 + k, size, scale=0.1) for k, size in enumerate((4 * H, 4 * H, H))]
+    inputs = _numbers(0, STEPS, BATCH, H), _numbers(1, STEPS, BATCH, H), *weights, *gains
+    return Case(_named(STEPS, BATCH, H), costs.recurrent("lstm", STEPS, BATCH, H, H), inputs, bind, None)
+
+
 # --- the table
 
 
@@ -522,7 +589,8 @@ def _table() -> dict[str, Op]:
     for name, build in {
         "prelu": _prelu, "prelu_backward": _prelu_backward, "layer_norm": _layer_norm,
         "layer_norm_backward": _layer_norm_backward, "batch_norm": _batch_norm,
-        "batch_norm_backward": _batch_norm_backward, "dropout": _dropout, "embedding": _embedding,
+        "batch_norm_backward": _batch_norm_backward, "dropout": _dropout, "activation_dropout": _activation_dropout,
+        "activation_dropout_backward": _activation_dropout_backward, "embedding": _embedding,
         "embedding_backward": _embedding_backward, "softmax_cross_entropy": _softmax_cross_entropy,
         "binary_cross_entropy_with_logits": _binary_cross_entropy, "mse": _mse, "global_norm": _global_norm,
         "health": _health, "adaptive_clip": _adaptive_clip, "clip_by_value": _clip_by_value,
@@ -535,6 +603,10 @@ def _table() -> dict[str, Op]:
         add(name, build, sizes=PRODUCT_SIZES)
     for cell in costs.GATES:
         add(cell, _recurrent, cell, sizes=SEQUENCE_SIZES)
+    for name, build in {
+        "layer_norm_lstm": _layer_norm_lstm, "attention": _attention, "attention_backward": _attention_backward,
+    }.items():  # fmt: skip
+        add(name, build, sizes=SEQUENCE_SIZES)
     return ops
 
 
@@ -554,5 +626,9 @@ def chosen(names: Iterable[str]) -> list[Op]:
         if name not in OPS:
             near = difflib.get_close_matches(name, [*OPS, *ALIASES], 1)
             meant = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown operation {name!r}: {meant}Known are {', '.join(OPS)}, and all")
+            others = [op for op in OPS if op.removesuffix("_backward") not in KINDS]
+            raise ValueError(
+                f"unknown operation {name!r}: {meant}Known are {', '.join(others)}; the kinds of activation "
+                f"{', '.join(KINDS)}, each also with _backward; and all"
+            )
     return [OPS[name] for name in dict.fromkeys(wanted)]

@@ -103,7 +103,8 @@ def _draw_roofline(axes: Any, profile: Profile, device: str, name: str, styles: 
         color="0.35", linestyle="--", linewidth=1.0,
     )  # fmt: skip
     axes.annotate(
-        f"product {ceiling.product * 1e-9:.3g} GFLOP/s", (ridge, ceiling.product * 1e-9), ha="left", va="bottom",
+        f"product {ceiling.product * 1e-9:.3g} GFLOP/s", (0.99, ceiling.product * 1e-9),
+        xycoords=("axes fraction", "data"), ha="right", va="bottom",
         fontsize=8, color="0.35",
     )  # fmt: skip
     for op, (color, marker) in styles.items():
@@ -124,10 +125,14 @@ def _draw_roofline(axes: Any, profile: Profile, device: str, name: str, styles: 
 
 
 def _finish(axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     unit = "B" if axes.get_xlabel().startswith("bytes") else ""
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{show.plain(value)}{unit}"))
+    low, high = axes.get_xlim()
+    if high < 100 * low:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(True, which="major", alpha=0.3)
     axes.grid(True, which="minor", alpha=0.1)

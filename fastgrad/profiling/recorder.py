@@ -45,9 +45,10 @@ def tree(layer: Layer, path: str = "", seen: set[int] | None = None) -> Iterator
         return
     seen.add(id(layer))
     yield path, layer
-    for name, member in layer._members():
-        if isinstance(member, Layer):
-            yield from tree(member, f"{path}.{name}" if path else name, seen)
+    names = {id(member): name for name, member in layer._members()}
+    for member in layer._layers():
+        name = names.get(id(member), "layer")  # that inside a Checkpoint has no name of its own
+        yield from tree(member, f"{path}.{name}" if path else name, seen)
 
 
 def device_of(model: Layer, *arrays: Any) -> Any | None:
@@ -104,8 +105,8 @@ class Recorder:
             with self._span(path, kind, phase) as span:
                 result = function(*args, **kwargs)
             if phase == FORWARD:
-                x = args[0] if args else next(iter(kwargs.values()), None)
-                found = of_layer(owner, x) if _arrays.is_array(x) else None
+                given = [*args, *kwargs.values()]
+                found = of_layer(owner, *given) if given and _arrays.is_array(given[0]) else None
                 span.cost, self._backward[path] = found or (None, None)
             elif phase == BACKWARD:
                 span.cost = self._backward.get(path)

@@ -79,9 +79,13 @@ def footnotes(profile: Profile) -> list[str]:
         "and computes nothing, or takes the flops at the rate of a large product, in turn with the others; above "
         "100 % the machine was not quiet."
     ]
+    if profile.gpu is not None:
+        lines.append(
+            "GPU: run is the time on the device alone, its caches warm; cold L2, the same with that cache emptied; "
+            "launch, the host's time for a call; copies, that of the inputs to the device and of the results back."
+        )
     for op, found in profile.crossovers().items():
-        without, copies = _from(found["without"]), _from(found["with"])
-        lines.append(f"{op}: the GPU wins {without}; {copies} when the inputs must get there and the results back.")
+        lines.append(f"{op}: {_crossing(found['without'], found['with'])}.")
     if profile.gpu is None:
         lines.append(f"GPU: none: {profile.no_gpu}.")
     lines += [
@@ -94,8 +98,11 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _from(size: float | None) -> str:
-    return "nowhere in these sizes" if size is None else f"from {_round(size):,} elements on"
+def _crossing(without: float | None, copies: float | None) -> str:
+    if without is None:
+        return "the CPU is faster at the largest of these sizes"
+    later = "never in these sizes" if copies is None else f"from {_round(copies):,} on"
+    return f"the GPU wins from {_round(without):,} elements on; {later} where inputs and results are copied"
 
 
 def _round(size: float) -> int:
