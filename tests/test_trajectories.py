@@ -28,6 +28,15 @@ STEPS, BATCH = 50, 6
 WIDE = {"dtype": np.float64}
 
 
+@pytest.fixture(autouse=True)
+def one_thread_of_torch():
+    """The threads of its pool spin while fastgrad computes, and the other way round: ten times as long on two cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class First(nn.ModuleList):
     """Modules one behind the other; of (y, state) y goes on."""
 
@@ -91,7 +100,7 @@ def mean_square():
     return mse, functional.mse_loss
 
 
-# name -> ours(groups, lr), torch's(groups)
+# name -> ours, torch's, options
 OPTIMIZERS = {
     "SGD": (SGD, torch.optim.SGD, {}),
     "momentum": (SGD, torch.optim.SGD, {"momentum": 0.9}),
