@@ -1,8 +1,9 @@
 """What the options of an optimizer cost: a step with each, on 32 matrices of 4 MiB, or 200 tensors of 1,000.
 
-Bytes a parameter of a step: Adam 28, AMSGrad 36, centred RMSprop 28. What is done to the weights afterwards is a pass
-of its own here and in torch: 8 bytes for a range, 12 for a mask, 4 and 8 for a norm. torch divides accumulated gradients
-in a pass of 8 bytes, for which fastgrad takes none; its schedulers work in Python, as fastgrad's do.
+Bytes a parameter of a step: Adam 28, AMSGrad 36, centred RMSprop 28. A range of the weights is part of fastgrad's
+update; what else is done to them afterwards is a pass of its own, as all of it is in torch: 12 bytes for a mask, 12 for
+a norm. torch divides accumulated gradients in a pass of 8 bytes, for which fastgrad takes none; its schedulers work in
+Python, as fastgrad's do.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], int]] = {
     "none": ("Adam", {}, 28),
     "amsgrad": ("Adam", {"amsgrad": True}, 36),
     "centered": ("RMSprop", {"centered": True}, 28),
-    "weight_range": ("Adam", {"weight_range": RANGE}, 36),
+    "weight_range": ("Adam", {"weight_range": RANGE}, 28),
     "max_weight_norm": ("Adam", {"max_weight_norm": NORM}, 40),
     "masks": ("Adam", {}, 40),
     "grad_scale": ("Adam", {}, 28),

@@ -20,13 +20,13 @@ import numpy as np
 
 from . import runtime
 from .simd import Machine, Value
-from .streams import streams_kernel, table_of
+from .streams import streams_kernel, table_of, within_bounds
 
 PARAM, GRAD, MEAN, SQUARE, LARGEST = range(5)  # streams
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, amsgrad: bool, coupled: bool) -> Any:
+def _step(dtype: np.dtype, amsgrad: bool, coupled: bool, bounded: bool) -> Any:
     def adam(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, mean, square, *largest = inputs
         scale, beta1, rest1, beta2, rest2, step_size, correction2, eps, decay = scalars
@@ -42,7 +42,8 @@ def _step(dtype: np.dtype, amsgrad: bool, coupled: bool) -> Any:
         return (p, mean, square, used) if amsgrad else (p, mean, square)
 
     state = (MEAN, SQUARE, LARGEST) if amsgrad else (MEAN, SQUARE)
-    return streams_kernel(adam, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=9)
+    formula = within_bounds(adam) if bounded else adam
+    return streams_kernel(formula, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=9 + 2 * bounded)
 
 
 def adam_step(
@@ -60,8 +61,12 @@ def adam_step(
     decoupled: bool,
     maximize: bool,
     scale: float,
+    bounds: tuple[float, float] | None = None,
 ) -> None:
-    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read."""
+    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
+
+    bounds : to which params are clamped afterwards
+    """
     if not params:
         return
     coupled = weight_decay != 0 and not decoupled
@@ -80,4 +85,5 @@ def adam_step(
     if max_exp_avg_sq is not None:
         lists.append(max_exp_avg_sq)
     table, stream = table_of(lists)
-    table.run(_step(table.dtype, max_exp_avg_sq is not None, coupled), scalars, stream=stream)
+    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled, bounds is not None)
+    table.run(kernel, (*scalars, *(bounds or ())), stream=stream)
