@@ -7,7 +7,6 @@ once for the dropout and once for the activation.
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 P = 0.1
 KINDS = ("relu", "gelu")
@@ -44,8 +44,8 @@ def forward() -> Work:
         return []
 
     return Work(
-        "dropout", name_of([MATRIX]), 8 * x.size, 0, contestants(by_numpy, by_fastgrad, by_torch),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        "dropout", name_of([MATRIX]), *costs.dropout(x.size), contestants(by_numpy, by_fastgrad, by_torch),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def with_activation(kind: str) -> Work:
 
     return Work(
         f"activation_dropout {kind}", name_of([SHAPE]), 8 * x.size, 0, contestants(by_numpy, by_fastgrad, by_torch),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def backward(kind: str) -> Work:
     return Work(
         f"activation_dropout_backward {kind}", name_of([SHAPE]), 12 * x.size, 0,
         contestants(by_numpy, by_fastgrad, by_torch),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 2, 1)),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import limit
 import numpy as np
 import pytest
 from inputs import LISTS, QUICK, copies, count, name_of, normals
@@ -20,6 +19,7 @@ from work import NUMPY, TORCH, Work, contestants, on_reference, restore, tensors
 
 import fastgrad
 from fastgrad import pruning, schedules
+from fastgrad.profiling import limits
 
 MATRICES = [(64, 64)] * 4 if QUICK else [(1024, 1024)] * 32
 RANGE, NORM, MICRO_BATCHES, LR = (-0.03, 0.03), 15.0, 4, 1e-3
@@ -108,7 +108,7 @@ def step(option: str, small: bool = False) -> Work:
         size,
         12 * count(shapes),
         competitors,
-        limit=lambda: limit.of_memory(limit.moving(count(shapes), 4, 3, in_place=True)),
+        limit=lambda: limits.of_memory(limits.moving(count(shapes), 4, 3, in_place=True)),
         rtol=1e-4,
     )
 

@@ -14,10 +14,12 @@ from fastgrad._dispatch import backend, get_backend, set_backend
 from fastgrad._health import Health, health
 from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
+from fastgrad.attention import attention, attention_backward
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
+    from fastgrad.profiling.model import profile_model
     from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -55,6 +58,8 @@ __all__ = [
     "activation_dropout_backward",
     "adam_step",
     "adaptive_clip",
+    "attention",
+    "attention_backward",
     "backend",
     "batch_norm",
     "batch_norm_backward",
@@ -78,6 +83,8 @@ __all__ = [
     "init",
     "layer_norm",
     "layer_norm_backward",
+    "layer_norm_lstm",
+    "layer_norm_lstm_backward",
     "layers",
     "lstm",
     "lstm_backward",
@@ -86,6 +93,7 @@ __all__ = [
     "mse",
     "prelu",
     "prelu_backward",
+    "profile_model",
     "pruning",
     "reorder_gates",
     "rmsprop_step",
@@ -111,6 +119,7 @@ _LAZY_NAMES = {
     "RMSprop": "optim",
     "SGD": "optim",
     "doctor": "_doctor",
+    "profile_model": "profiling.model",
     "set_num_threads": "threads",
     "warmup": "_warmup",
 }

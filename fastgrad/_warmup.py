@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "cell", "matmul", "linear"),
-    "lstm": ("lstm", "cell", "matmul", "linear"),
+    "gru": ("gru", "cell", "matmul", "linear", "between_steps", "dropout"),
+    "lstm": ("lstm", "cell", "matmul", "linear", "between_steps", "dropout"),
+    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "between_steps", "dropout"),
+    "attention": ("attention",),
     "linear": ("linear", "matmul"),
     "activation": ("activation",),
     "prelu": ("prelu",),
@@ -68,12 +70,14 @@ _OTHER_NAMES = {
     "RMSprop": "rmsprop_step",
     "LSTM": "lstm",
     "GRU": "gru",
+    "LayerNormLSTM": "layer_norm_lstm",
     "Linear": "linear",
     "GradientNorm": "global_norm",
     "Embedding": "embedding",
     "LayerNorm": "layer_norm",
     "BatchNorm": "batch_norm",
     "Dropout": "dropout",
+    "MultiHeadAttention": "attention",
     "PReLU": "prelu",
 }
 

@@ -16,7 +16,8 @@ __all__ = ["activation_dropout", "activation_dropout_backward", "dropout", "drop
 EVERYTHING = 1 << 32  # the threshold below which each random number falls
 
 
-def _counted(name: str, value: Any) -> int:
+def counted(name: str, value: Any) -> int:
+    """Return a seed or an offset of counted random numbers as an int, inside 64 bits."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
     if not 0 <= value < 1 << 64:
@@ -29,7 +30,7 @@ def _random(p: Any, seed: Any, offset: Any) -> tuple[int, float, int, int]:
     p = number("p", p, 0.0, 1.0)
     threshold = round(p * 2**32)
     scale = 0.0 if threshold == EVERYTHING else 1.0 / (1.0 - p)
-    return threshold, scale, _counted("seed", seed), _counted("offset", offset)
+    return threshold, scale, counted("seed", seed), counted("offset", offset)
 
 
 def _dropped(name: str, value: Any, p: float, seed: int, offset: int, out: Array | None) -> Array:

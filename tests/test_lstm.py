@@ -322,8 +322,8 @@ def test_planted_faults_are_caught(monkeypatch, fault):
             rest = (None, *rest[1:])
         return forward(x, h0, c0, weight_ih, weight_hh, *rest)
 
-    def wrong_backward(dy, dhn, dcn, saved):
-        dx, dh0, dc0, *rest = backward(dy, dhn, None if fault == "forget" else dcn, saved)
+    def wrong_backward(dy, dhn, dcn, saved, *more):
+        dx, dh0, dc0, *rest = backward(dy, dhn, None if fault == "forget" else dcn, saved, *more)
         return (dx, dh0, dc0 * (1 + 1e-9) if fault == "dc0" else dc0, *rest)
 
     monkeypatch.setattr(lstm_ref, "forward", wrong_forward)

@@ -75,10 +75,19 @@ def call_recurrent(name: str, dtype: type) -> None:
     gates = 4 if name == "lstm" else 3
     x, w, u, b = arrays((5, 3, 4), (gates * 6, 4), (gates * 6, 6), (gates * 6,), dtype=dtype)
     forward, backward = getattr(fastgrad, name), getattr(fastgrad, f"{name}_backward")
-    for further in [{}, {"lengths": [5, 2, 0]}, {"reverse": True}] + [{"reset_after": False}] * (name == "gru"):
+    noise = {"zoneout_h": 0.1, "input_dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}
+    for further in [{}, {"lengths": [5, 2, 0]}, {"reverse": True}, noise] + [{"reset_after": False}] * (name == "gru"):
         state, rest = (None,) * (gates - 2), (None,) * (gates - 2)
         y, _, saved = forward(x, *state, w, u, b, b, **further)
         backward(y, *rest, saved)
+
+
+def call_layer_norm_lstm(dtype: type) -> None:
+    x, w, u, g, b, c = arrays((5, 3, 4), (24, 4), (24, 6), (24,), (24,), (6,), dtype=dtype)
+    noise = {"input_dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}
+    for further in ({}, {"lengths": [5, 2, 0]}, noise):
+        y, _, saved = fastgrad.layer_norm_lstm(x, None, None, w, u, g, g, c, b, b, c, **further)
+        fastgrad.layer_norm_lstm_backward(y, None, None, saved)
 
 
 def call_activation(kind: str, dtype: type) -> None:
@@ -121,6 +130,13 @@ def call_embedding(dtype: type) -> None:
 def call_layer_norm(dtype: type) -> None:
     dy, x, w, b = arrays((31, 7), (31, 7), (7,), (7,), dtype=dtype)
     fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
+
+
+def call_attention(dtype: type) -> None:
+    dy, q, k, v = arrays(*[(2, 3, 31, 7)] * 4, dtype=dtype)
+    for options in ({"causal": True}, {"dropout": 0.5}):
+        _, saved = fastgrad.attention(q, k, v, **options)
+        fastgrad.attention_backward(dy, saved)
 
 
 def call_batch_norm(dtype: type) -> None:
@@ -176,6 +192,8 @@ def call_activation_dropout(dtype: type) -> None:
 CALLS = {
     "gru": lambda dtype: call_recurrent("gru", dtype),
     "lstm": lambda dtype: call_recurrent("lstm", dtype),
+    "layer_norm_lstm": call_layer_norm_lstm,
+    "attention": call_attention,
     "linear": call_linear,
     "activation": call_activations,
     "prelu": call_prelu,
