@@ -36,7 +36,7 @@ from .between_steps_cpu import (
     masked_steps,
 )
 from .layer_norm_cpu import Normalised, layer_norm, layer_norm_backward, means, statistics
-from .layer_norm_lstm_ref import Weights
+from .layer_norm_lstm import Weights
 from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
 from .recurrent_cpu import GATE_BYTES, Array, copy_row, input_products, tasks_for, zero_row, zeroed_padding
 from .simd import Machine, Value, traced
