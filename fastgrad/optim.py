@@ -17,7 +17,7 @@ from fastgrad._arrays import copy_like, is_array, kind_name
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad._step_report import StepReport
-from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project
+from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project, weight_range
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
 
@@ -72,8 +72,9 @@ class Optimizer:
         GAN, 2017).
     max_weight_norm: after the step each parameter is scaled by min(1, max_weight_norm / (norm + 1e-6)), norm its l2
         norm; with weight_norm_axis=0 each of its rows by its own, as `fastgrad.clip_by_norm` takes them (Srivastava et
-        al., Dropout, 2014). One of the two limits at most; both act on what takes part in the step, in a pass of its
-        own, and on a GPU also where the step itself is skipped. To leave biases out give them a group of their own.
+        al., Dropout, 2014). One of the two limits at most; both act on what takes part in the step. On the CPU the
+        range is part of the update; else they are a pass of their own, on a GPU also where the step itself is skipped.
+        To leave biases out give them a group of their own.
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
 
@@ -265,9 +266,12 @@ class Optimizer:
         coefficient = 1.0 if self.max_norm is None else clip_coefficient(norm, self.max_norm)
         for launch, (params, gradients, *states) in zip(launches, checked.sets, strict=True):
             given = dict(zip(launch.states, states, strict=True))
-            launch.kernel(params, gradients, *map(given.get, self._state_arrays), *launch.args, coefficient * unscale)
+            states_given = map(given.get, self._state_arrays)
+            factor, bounds = coefficient * unscale, weight_range(launch.group)
+            launch.kernel(params, gradients, *states_given, *launch.args, factor, bounds=bounds)
             self._remember(launch)
-            project(params, launch.group)
+            if bounds is None:
+                project(params, launch.group)
         checked.done()
         return StepReport(norm, coefficient, False)
 

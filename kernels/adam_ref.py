@@ -14,6 +14,8 @@ import math
 
 import numpy as np
 
+from .clip_ref import clip_by_value
+
 Array = np.ndarray
 
 
@@ -32,8 +34,12 @@ def adam_step(
     decoupled: bool,
     maximize: bool,
     scale: float,
+    bounds: tuple[float, float] | None = None,
 ) -> None:
-    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read."""
+    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
+
+    bounds : to which params are clamped afterwards
+    """
     step_size = lr / (1 - beta1**step)
     correction2 = math.sqrt(1 - beta2**step)
     with np.errstate(all="ignore"):
@@ -49,3 +55,5 @@ def adam_step(
             if max_exp_avg_sq is not None:
                 v = np.maximum(max_exp_avg_sq[k], v, out=max_exp_avg_sq[k])
             p -= step_size * m / (np.sqrt(v) / correction2 + eps)
+    if bounds is not None:
+        clip_by_value(params, *bounds)

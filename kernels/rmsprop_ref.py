@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .clip_ref import clip_by_value
+
 Array = np.ndarray
 
 
@@ -28,8 +30,12 @@ def rmsprop_step(
     momentum: float,
     maximize: bool,
     scale: float,
+    bounds: tuple[float, float] | None = None,
 ) -> None:
-    """Update params and state in place; grads are only read. grad_avg given is centered."""
+    """Update params and state in place; grads are only read. grad_avg given is centered.
+
+    bounds : to which params are clamped afterwards
+    """
     with np.errstate(all="ignore"):
         for k, (p, g, v) in enumerate(zip(params, grads, square_avg, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -46,3 +52,5 @@ def rmsprop_step(
                 b[...] = momentum * b + g
                 g = b
             p -= lr * g
+    if bounds is not None:
+        clip_by_value(params, *bounds)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .clip_ref import clip_by_value
+
 Array = np.ndarray
 
 
@@ -23,8 +25,12 @@ def sgd_step(
     weight_decay: float,
     maximize: bool,
     scale: float,
+    bounds: tuple[float, float] | None = None,
 ) -> None:
-    """Update params and momentum_buffer in place; grads are only read."""
+    """Update params and momentum_buffer in place; grads are only read.
+
+    bounds : to which params are clamped afterwards
+    """
     with np.errstate(all="ignore"):
         for k, (p, g) in enumerate(zip(params, grads, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -35,3 +41,5 @@ def sgd_step(
                 b[...] = momentum * b + (1 - dampening) * g
                 g = g + momentum * b if nesterov else b
             p -= lr * g
+    if bounds is not None:
+        clip_by_value(params, *bounds)

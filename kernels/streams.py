@@ -84,6 +84,17 @@ def streams_kernel(
     return kernel
 
 
+def within_bounds(formula: Formula) -> Formula:
+    """Return the formula with its first output clamped to [low, high], its last two scalars; NaN stays NaN."""
+
+    def bounded(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
+        *own, low, high = scalars
+        first, *rest = formula(m, inputs, own)
+        return m.minimum(m.maximum(first, low), high), *rest
+
+    return bounded
+
+
 class Table:
     """Where the elements of lists of tensors lie: the argument of a streams kernel.
 

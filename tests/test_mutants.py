@@ -6,6 +6,7 @@ A mutant replaces one piece of text of one file. One that survives is a hole in 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -120,6 +121,19 @@ def dropouts() -> None:
             ),
             normal(shape), normal(shape, 1), np.zeros(shape, F32), np.zeros(shape[-1:], F32),
         )  # fmt: skip
+
+
+def batch_norm() -> None:
+    """Channels along the last axis and not, more than a block of them; in training and in evaluation."""
+    for shape in ((300, 70), (3, 5, 40)):
+        x, dy, *channels = (1 + normal(s, k, F64) for k, s in enumerate((shape, shape, *[shape[1:2]] * 4)))
+
+        def run(x, dy, weight, bias, mean, var, training):
+            y, saved = fastgrad.batch_norm(x, weight, bias, mean, var, training=training)
+            return y, *fastgrad.batch_norm_backward(dy, saved), mean, var
+
+        for training in (True, False):
+            agree("product", functools.partial(run, training=training), x, dy, *channels[:3], channels[3] ** 2)
 
 
 def attention() -> None:
@@ -419,6 +433,7 @@ CASES: dict[str, Callable[[], None]] = {
     "tanh": activation("tanh"),
     "gelu": activation("gelu"),
     "bias_grad": bias_grad,
+    "batch norm": batch_norm,
     "dropouts": dropouts,
     "linear": bias_of_linear,
     "glu": glu,
@@ -498,6 +513,13 @@ MUTANTS = [
          "first + span <= n && aligned16(x, y)", "first < n && aligned16(x, y)"),
         ("activation.cu", "alignment of dx forgotten", "relu", "aligned16(dy, x, dx)", "aligned16(dy, x)"),
         ("activation_rows.cuh", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("batch_norm.cu", "the mean of the first number alone", "batch norm", "x[channel * inner])", "x[channel])"),
+        ("batch_norm.cu", "a half of the partial sums left out", "batch norm",
+         "sums[1][place] += sums[1][other];", ""),
+        ("batch_norm.cu", "a biased running variance", "batch norm", "variance * (n / (n - 1))", "variance"),
+        ("batch_norm.cu", "the way through the statistics in evaluation", "batch norm",
+         "training ? storage_t(factor * sums.u * share - along * low) : storage_t(0)",
+         "storage_t(factor * sums.u * share - along * low)"),
         ("philox.cuh", "a round left out", "dropouts", "round < 10", "round < 9"),
         ("philox.cuh", "the high half of the offset left out", "dropouts", "unsigned(offset >> 32)}", "0u}"),
         ("philox.cuh", "a group that is not full taken as one", "dropouts",

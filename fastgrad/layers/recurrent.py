@@ -36,6 +36,7 @@ class _Recurrent(Layer):
 
     _gates: int  # rows of the weights in units of H
     _states: int  # arrays in a state: 2 for (h, c), 1 for h
+    _counters = ("offset",)
 
     def __init__(
         self,
