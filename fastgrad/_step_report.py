@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+from fastgrad._health import Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +20,32 @@ class StepReport:
     grad_norm: the global 2-norm of all gradients, before clipping.
     clip_coefficient: the factor the gradients were taken with: below 1 where clipped, 0 in a step that was skipped.
     skipped: whether nothing was changed because the norm was NaN or infinite.
+    health: of the gradients that took part, as they were given, and how far their parameters moved; None where the
+        optimizer has `health=False`. Left out of comparisons.
     """
 
     grad_norm: float
     clip_coefficient: float
     skipped: bool
+    health: Health | None = field(default=None, compare=False, repr=False)
+
+
+def tensor_names(parameters: Sequence[Any], indices: Sequence[int]) -> tuple[str, ...]:
+    """Return what these parameters are called, each differently: by its name, its place, or both."""
+    names = [parameters[index].name or f"params[{index}]" for index in indices]
+    if len(set(names)) < len(names):
+        names = [
+            f"{name} (params[{index}])" if names.count(name) > 1 else name
+            for name, index in zip(names, indices, strict=True)
+        ]
+    return tuple(names)
+
+
+def update_ratios(changes: np.ndarray) -> np.ndarray:
+    """Return the ratio of two l2 norms from their squares, (2, n) to (n,): 0 / 0 is 0 here."""
+    moved, before = np.sqrt(changes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(moved == 0, 0.0, moved / before)
 
 
 class DeviceReport(StepReport):

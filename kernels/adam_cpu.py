@@ -26,7 +26,7 @@ PARAM, GRAD, MEAN, SQUARE, LARGEST = range(5)  # streams
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, amsgrad: bool, coupled: bool) -> Any:
+def _step(dtype: np.dtype, amsgrad: bool, coupled: bool, measured: bool) -> Any:
     def adam(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, mean, square, *largest = inputs
         scale, beta1, rest1, beta2, rest2, step_size, correction2, eps, decay = scalars
@@ -42,7 +42,7 @@ def _step(dtype: np.dtype, amsgrad: bool, coupled: bool) -> Any:
         return (p, mean, square, used) if amsgrad else (p, mean, square)
 
     state = (MEAN, SQUARE, LARGEST) if amsgrad else (MEAN, SQUARE)
-    return streams_kernel(adam, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=9)
+    return streams_kernel(adam, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=9, change=measured)
 
 
 def adam_step(
@@ -60,10 +60,14 @@ def adam_step(
     decoupled: bool,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read."""
+    measured: bool = False,
+) -> np.ndarray | None:
+    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
+
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
+    """
     if not params:
-        return
+        return None
     coupled = weight_decay != 0 and not decoupled
     scalars = (
         -scale if maximize else scale,
@@ -80,4 +84,5 @@ def adam_step(
     if max_exp_avg_sq is not None:
         lists.append(max_exp_avg_sq)
     table, stream = table_of(lists)
-    table.run(_step(table.dtype, max_exp_avg_sq is not None, coupled), scalars, stream=stream)
+    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled, measured)
+    return table.run_measured(kernel, scalars, stream) if measured else table.run(kernel, scalars, stream=stream)

@@ -26,7 +26,7 @@ PARAM, GRAD, SQUARE = range(3)  # streams; the buffer and the mean follow where 
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool) -> Any:
+def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool, measured: bool) -> Any:
     def rmsprop(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, square, *rest = inputs
         scale, lr, alpha, rest_alpha, eps, weight_decay, mu = scalars
@@ -47,7 +47,7 @@ def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool) -> Any:
         return (m.fma(-b, lr, p), square, b, *state)
 
     state = tuple(range(SQUARE, SQUARE + 1 + momentum + centered))
-    return streams_kernel(rmsprop, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=7)
+    return streams_kernel(rmsprop, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=7, change=measured)
 
 
 def rmsprop_step(
@@ -63,12 +63,16 @@ def rmsprop_step(
     momentum: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and state in place; grads are only read. grad_avg given is centered."""
+    measured: bool = False,
+) -> np.ndarray | None:
+    """Update params and state in place; grads are only read. grad_avg given is centered.
+
+    measured : as in `adam_cpu.adam_step`
+    """
     if not params:
-        return
+        return None
     lists = [params, grads, square_avg, *(state for state in (momentum_buffer, grad_avg) if state is not None)]
     table, stream = table_of(lists)
-    kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0)
+    kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0, measured)
     scalars = (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum)
-    table.run(kernel, scalars, stream=stream)
+    return table.run_measured(kernel, scalars, stream) if measured else table.run(kernel, scalars, stream=stream)

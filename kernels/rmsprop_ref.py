@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .norm_ref import squares_of_change
+
 Array = np.ndarray
 
 
@@ -28,8 +30,13 @@ def rmsprop_step(
     momentum: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and state in place; grads are only read. grad_avg given is centered."""
+    measured: bool = False,
+) -> Array | None:
+    """Update params and state in place; grads are only read. grad_avg given is centered.
+
+    measured : as in `adam_ref.adam_step`
+    """
+    before = [p.copy() for p in params] if measured else []
     with np.errstate(all="ignore"):
         for k, (p, g, v) in enumerate(zip(params, grads, square_avg, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -46,3 +53,4 @@ def rmsprop_step(
                 b[...] = momentum * b + g
                 g = b
             p -= lr * g
+    return squares_of_change(before, params) if measured else None

@@ -22,7 +22,7 @@ PARAM, GRAD, BUFFER = range(3)  # streams
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, momentum: bool, nesterov: bool, decay: bool) -> Any:
+def _step(dtype: np.dtype, momentum: bool, nesterov: bool, decay: bool, measured: bool) -> Any:
     def sgd(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, *buffer = inputs
         scale, lr, weight_decay, mu, rest = scalars
@@ -35,7 +35,7 @@ def _step(dtype: np.dtype, momentum: bool, nesterov: bool, decay: bool) -> Any:
         return m.fma(-(m.fma(b, mu, g) if nesterov else b), lr, p), b
 
     streams = (PARAM, GRAD, BUFFER) if momentum else (PARAM, GRAD)
-    return streams_kernel(sgd, dtype, streams, (PARAM, BUFFER) if momentum else (PARAM,), scalars=5)
+    return streams_kernel(sgd, dtype, streams, (PARAM, BUFFER) if momentum else (PARAM,), scalars=5, change=measured)
 
 
 def sgd_step(
@@ -49,11 +49,16 @@ def sgd_step(
     weight_decay: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and momentum_buffer in place; grads are only read."""
+    measured: bool = False,
+) -> np.ndarray | None:
+    """Update params and momentum_buffer in place; grads are only read.
+
+    measured : as in `adam_cpu.adam_step`
+    """
     if not params:
-        return
+        return None
     lists = [params, grads] if momentum_buffer is None else [params, grads, momentum_buffer]
     table, stream = table_of(lists)
-    kernel = _step(table.dtype, momentum_buffer is not None, nesterov, weight_decay != 0)
-    table.run(kernel, (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening), stream=stream)
+    kernel = _step(table.dtype, momentum_buffer is not None, nesterov, weight_decay != 0, measured)
+    scalars = (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening)
+    return table.run_measured(kernel, scalars, stream) if measured else table.run(kernel, scalars, stream=stream)

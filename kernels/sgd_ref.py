@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .norm_ref import squares_of_change
+
 Array = np.ndarray
 
 
@@ -23,8 +25,13 @@ def sgd_step(
     weight_decay: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and momentum_buffer in place; grads are only read."""
+    measured: bool = False,
+) -> Array | None:
+    """Update params and momentum_buffer in place; grads are only read.
+
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
+    """
+    before = [p.copy() for p in params] if measured else []
     with np.errstate(all="ignore"):
         for k, (p, g) in enumerate(zip(params, grads, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -35,3 +42,4 @@ def sgd_step(
                 b[...] = momentum * b + (1 - dampening) * g
                 g = g + momentum * b if nesterov else b
             p -= lr * g
+    return squares_of_change(before, params) if measured else None
