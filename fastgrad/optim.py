@@ -17,7 +17,7 @@ from fastgrad._arrays import copy_like, is_array, kind_name
 from fastgrad._checks import FLOATS, TensorSets, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad._health import Health
-from fastgrad._step_report import StepReport, tensor_names, update_ratios
+from fastgrad._step_report import StepReport, blame, hopeless, tensor_names, update_ratios
 from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
@@ -278,13 +278,15 @@ class Optimizer:
         changes = np.zeros((2, len(present)))
         if not math.isfinite(norm) and self.nonfinite != "propagate":
             if self.nonfinite == "raise":
-                raise FloatingPointError(f"{self._blame(found[0], present)}; nothing was changed")
+                raise FloatingPointError(
+                    f"{blame(tensor_names(self._parameters, present), found[0])}; nothing was changed"
+                )
             checked.done()
             self._skipped += 1
             self._skips_in_a_row += 1
             if self._skips_in_a_row == self.max_skips:
                 self._skips_in_a_row = 0
-                raise hopeless(self.max_skips, self._blame(found[0], present))
+                raise hopeless(self.max_skips, blame(tensor_names(self._parameters, present), found[0]))
             return StepReport(norm, 0.0, True, self._health_of(by_index, present, found, changes))
         coefficient = 1.0 if self.max_norm is None else clip_coefficient(norm, self.max_norm)
         for launch, (params, gradients, *states) in zip(launches, checked.sets, strict=True):
@@ -426,13 +428,6 @@ class Optimizer:
         if self.gradient_norm is not None:
             self.gradient_norm.missed = missed
         return float(kernels("norm").norm_of_norms(found[0], 2.0)), found
-
-    def _blame(self, norms: Array, present: list[int]) -> str:
-        names = tensor_names(self._parameters, present)
-        bad = [
-            f"{name} (norm {norm:g})" for name, norm in zip(names, norms.tolist(), strict=True) if not np.isfinite(norm)
-        ]
-        return f"the gradient is not finite in {', '.join(bad) or 'no single tensor, but their norm overflows'}"
 
     def _launch(
         self, stem: str, group: dict[str, Any], indices: list[int], keys: Sequence[str], args: tuple[Any, ...]
@@ -755,14 +750,6 @@ class AdamW(Adam):
 def _places(indices: list[int], present: list[int]) -> Any:
     """Return where these indices stand in `present`, as an index of an array."""
     return slice(None) if len(indices) == len(present) else np.searchsorted(present, indices)
-
-
-def hopeless(count: int, blame: str) -> FloatingPointError:
-    """Return the error of a run of skipped steps."""
-    return FloatingPointError(
-        f"{count} steps in a row were skipped, in the last of them {blame}; nothing was changed. Try a smaller lr, clip "
-        f"with max_norm, look for a division by zero or a logarithm of it; max_skips=None goes on skipping"
-    )
 
 
 def _sign(group: dict[str, Any]) -> float:

@@ -24,8 +24,8 @@ from .runtime import peek, peek_double, poke_double
 from .simd import Machine, Value, traced
 from .streams import BLOCK, table_of, tensor_of_block
 
-# Further than in the norm: with its 4096 bytes the pass took 1.07 times as long as the norm (124 M float32, one thread),
-# with 6144 1.02 times, with 8192 and 12288 more again.
+# Further than in the norm: with its 4096 bytes the pass took 1.07 times as long as the norm (124 M float32, one
+# thread), with 6144 1.02 times, with 8192 and 12288 more again.
 AHEAD = 6144
 SQUARES, NAN, INF, ZERO, SUBNORMAL, LARGEST = range(6)  # rows of what the kernel writes
 
