@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
+    from fastgrad.monitor import GradientMonitor
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.threads import set_num_threads
 
@@ -46,6 +47,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "GradientMonitor",
     "GradientNorm",
     "Health",
     "RMSprop",
@@ -104,6 +106,7 @@ _LAZY_MODULES = {"init", "layers", "pruning", "schedules"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
+    "GradientMonitor": "monitor",
     "GradientNorm": "gradient_norm",
     "RMSprop": "optim",
     "SGD": "optim",

@@ -32,14 +32,11 @@ class StepReport:
 
 
 def tensor_names(parameters: Sequence[Any], indices: Sequence[int]) -> tuple[str, ...]:
-    """Return what these parameters are called, each differently: by its name, its place, or both."""
-    names = [parameters[index].name or f"params[{index}]" for index in indices]
+    """Return what these of all parameters are called, each differently: by its name, its place, or both."""
+    names = [parameter.name or f"params[{index}]" for index, parameter in enumerate(parameters)]
     if len(set(names)) < len(names):
-        names = [
-            f"{name} (params[{index}])" if names.count(name) > 1 else name
-            for name, index in zip(names, indices, strict=True)
-        ]
-    return tuple(names)
+        names = [f"{name} (params[{k}])" if names.count(name) > 1 else name for k, name in enumerate(names)]
+    return tuple([names[index] for index in indices])
 
 
 def update_ratios(changes: np.ndarray) -> np.ndarray:
@@ -96,7 +93,8 @@ class Contents:
             squares = numbers[place : place + 2 * counts.sum()].reshape(-1, 2)
             place += squares.size
             owners = np.repeat(np.searchsorted(indices, own), counts)
-            np.add.at(changes, (slice(None), owners), squares.T)
+            for row in range(2):
+                np.add.at(changes[row], owners, squares[:, row])
         return np.vstack([found, update_ratios(changes)])
 
 

@@ -85,7 +85,9 @@ class Optimizer:
         al., Dropout, 2014). One of the two limits at most; both act on what takes part in the step, in a pass of its
         own, and on a GPU also where the step itself is skipped. To leave biases out give them a group of their own.
 
-    `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps.
+    `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps. `watchers`
+    are functions that are called behind each step, with its report and the list of its gradients; a GradientMonitor
+    puts itself there.
 
     Where Parameters have moved since the last step, as by `Layer.to`, the state follows them.
 
@@ -124,6 +126,7 @@ class Optimizer:
         self._skipped, self._skips_in_a_row = 0, 0
         self._device: OnDevice | None = None
         self.param_groups: list[dict[str, Any]] = []
+        self.watchers: list[Callable[[StepReport, list[Any]], None]] = []
         self._schedules: list[Callable[[int], float] | None] = []  # of each group
         self.scheduled_steps = 0
         self._defaults = defaults
@@ -258,6 +261,8 @@ class Optimizer:
         unscale = 1.0 if grad_scale is None else 1.0 / number("grad_scale", grad_scale, 0.0, open_low=True)
         report = self._step(by_index, unscale) if device is None else device.step(by_index, unscale)
         self.scheduled_steps += 1
+        for watcher in self.watchers:
+            watcher(report, by_index)
         return report
 
     def _step(self, by_index: list[Any], unscale: float) -> StepReport:

@@ -85,4 +85,7 @@ def adam_step(
         lists.append(max_exp_avg_sq)
     table, stream = table_of(lists)
     kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled, measured)
-    return table.run_measured(kernel, scalars, stream) if measured else table.run(kernel, scalars, stream=stream)
+    if measured:
+        return table.run_measured(kernel, scalars, stream)
+    table.run(kernel, scalars, stream=stream)
+    return None

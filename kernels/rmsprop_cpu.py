@@ -75,4 +75,7 @@ def rmsprop_step(
     table, stream = table_of(lists)
     kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0, measured)
     scalars = (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum)
-    return table.run_measured(kernel, scalars, stream) if measured else table.run(kernel, scalars, stream=stream)
+    if measured:
+        return table.run_measured(kernel, scalars, stream)
+    table.run(kernel, scalars, stream=stream)
+    return None

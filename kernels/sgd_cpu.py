@@ -61,4 +61,7 @@ def sgd_step(
     table, stream = table_of(lists)
     kernel = _step(table.dtype, momentum_buffer is not None, nesterov, weight_decay != 0, measured)
     scalars = (-scale if maximize else scale, lr, weight_decay, momentum, 1 - dampening)
-    return table.run_measured(kernel, scalars, stream) if measured else table.run(kernel, scalars, stream=stream)
+    if measured:
+        return table.run_measured(kernel, scalars, stream)
+    table.run(kernel, scalars, stream=stream)
+    return None
