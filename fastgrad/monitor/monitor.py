@@ -119,7 +119,7 @@ class GradientMonitor:
         due = self.next_step % self.every == 0
         if due or (not isinstance(report, DeviceReport) and report.skipped):
             self.look(report)
-            if self._histograms and self._looked % self._histograms == 1 % self._histograms and self._board is not None:
+            if self._board is not None and self._histograms and (self._looked - 1) % self._histograms == 0:
                 self._board.histograms(self.next_step, self.names, grads)
         self.next_step += 1
 

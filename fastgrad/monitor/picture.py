@@ -49,7 +49,7 @@ def cells(history: History, sizes: np.ndarray, column: str) -> np.ndarray:
 def heat_map(history: History, names: tuple[str, ...], sizes: np.ndarray, column: str) -> Figure:
     """Return the heat map of a column; see `GradientMonitor.plot`."""
     from matplotlib import colormaps
-    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.colors import Normalize
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
@@ -63,19 +63,23 @@ def heat_map(history: History, names: tuple[str, ...], sizes: np.ndarray, column
     low, high = (usual.min(), usual.max()) if usual.size else (1e-1, 1.0)
     figure = _figure(10.0, min(16.0, 2.2 + 0.19 * max(6, min(len(names), MOST_LABELS))))
     axes = figure.subplots()
-    colours = colormaps["viridis"].copy()
-    colours.set_bad(ABSENT)
-    colours.set_under(ZERO)
-    colours.set_over(NOT_FINITE)
+    colours = colormaps["viridis"].with_extremes(bad=ABSENT, under=ZERO, over=NOT_FINITE)
     if powers:
-        scale: Any = LogNorm(10.0 ** np.floor(np.log10(low)), 10.0 ** np.ceil(np.log10(high) + 1e-9))
-        shown = np.where(values == 0, scale.vmin / 10, np.where(np.isinf(values), scale.vmax * 10, values))
+        with np.errstate(divide="ignore"):
+            shown = np.log10(values)  # of 0 and Inf they are what lies under and over all colours
+        bottom, top = np.floor(np.log10(low)), np.ceil(np.log10(high) + 1e-9)
+        shown = np.where(np.isinf(shown), np.where(shown > 0, top + 1, bottom - 1), shown)
     else:
-        scale, shown = Normalize(0.0, 1.0), values
+        bottom, top, shown = 0.0, 1.0, values
     steps = history.steps()
     edges = _edges(steps)
     mesh = axes.pcolormesh(
-        edges, np.arange(len(names) + 1), np.ma.masked_invalid(shown), norm=scale, cmap=colours, rasterized=True
+        edges,
+        np.arange(len(names) + 1),
+        np.ma.masked_invalid(shown),
+        norm=Normalize(bottom, top),
+        cmap=colours,
+        rasterized=True,
     )
     axes.set_ylim(len(names), 0)
     each = -(-len(names) // MOST_LABELS)
@@ -83,7 +87,10 @@ def heat_map(history: History, names: tuple[str, ...], sizes: np.ndarray, column
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.set_xlabel("step")
     axes.set_title(what)
-    figure.colorbar(mesh, ax=axes, extend="neither", pad=0.01)
+    bar = figure.colorbar(mesh, ax=axes, extend="neither", pad=0.01)
+    if powers:
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        bar.ax.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
     keys = [
         Patch(color=colour, label=label)
         for colour, label, there in (
