@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -171,7 +172,7 @@ def _report(session: Session, options: Options, again: str, monitor: GradientMon
     """Print and write everything that a finished run has to show."""
     trainer = session.trainer
     print(f"validation: {trainer.validations[-1][1]:.2f} bits per character on the last 5 % of the text", flush=True)
-    pictures = {
+    pictures: dict[str, Callable[[Path], object]] = {
         "curve.png": lambda path: save_curve(path, trainer),
         "gradients.html": monitor.report,
     }
