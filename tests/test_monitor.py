@@ -373,3 +373,36 @@ def test_a_look_at_a_report_of_ones_own():
     found = np.array([[1.0, math.inf], [1, 1], [0, 0], [0, 1], [0, 0], [0, 0], [0.1, 0]])
     monitor.look(StepReport(math.inf, 0.0, True, Health(("params[0]", "params[1]"), [3, 2], found)))
     assert "The gradient of params[1] has an infinite entry in step 0;" in told(monitor, "nonfinite").words
+
+
+# --- on a device
+
+
+def test_nothing_on_a_device_is_read_before_somebody_asks(emulated_gpu, monkeypatch):
+    import emulated
+
+    model = layers.Sequential(layers.LSTM(4, 8, rng=0), layers.Linear(8, 3, rng=1)).to("gpu")
+    optimizer = Adam(model.parameters(), lr=1e-2, max_norm=1.0)
+    monitor = GradientMonitor(optimizer, model=model)
+    x, dy = (emulated_gpu.asarray(RNG.standard_normal((3, 2, n)).astype(np.float32)) for n in (4, 3))
+    reads = []
+    original = emulated.ndarray.get
+    monkeypatch.setattr(emulated.ndarray, "get", lambda self: reads.append(self.size) or original(self))
+
+    def steps(count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            model.forward(x)
+            model.backward(dy)
+            optimizer.step()
+
+    steps(5)
+    assert reads == []
+    assert monitor.verdict().startswith("healthy in 5 looks up to step 4")
+    # Of each step the report, by one copy, and the gates of the last step of the LSTM.
+    assert len(reads) == 10 and reads.count(2 * 4 * 8) == 5
+    monkeypatch.setattr("fastgrad.monitor.monitor.READ_TOGETHER", 3)
+    del reads[:]
+    steps(4)
+    assert len(reads) == 6 and [len(look.values[0]) for look in monitor.history.looks] == [6] * 9
+    assert (monitor.history.column("update_ratio") > 0).all()

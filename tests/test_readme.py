@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastgrad import Adam, layers
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not part of an installation")
 
@@ -41,11 +43,27 @@ def test_layers():
     assert not names["report"].skipped and names["report"].grad_norm > 0
 
 
+def test_a_monitor(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = layers.Sequential(layers.Linear(6, 5), layers.Activation("relu"), layers.Linear(5, 3))
+
+    def train(model, optimizer):
+        for _ in range(20):
+            optimizer.zero_grad()
+            model.backward(model.forward(np.ones((4, 6), np.float32)))
+            optimizer.step()
+
+    names = {"model": model, "optimizer": Adam(model.parameters()), "train": train}
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("healthy in 2 looks up to step 10")
+    assert {path.name for path in tmp_path.iterdir()} == {"gradients.csv", "gradients.html"}
+
+
 def test_on_a_device(device, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", device)
     rng = np.random.default_rng(0)
     names = {"x": rng.standard_normal((3, 2, 64), dtype=np.float32), "targets": rng.integers(0, 100, (3, 2))}
-    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    exec(compile(blocks("python")[3], "README.md", "exec"), names)
     assert not names["report"].skipped and names["report"].grad_norm > 0
     assert type(names["logits"]) is device.ndarray and float(names["loss"]) > 0
 
