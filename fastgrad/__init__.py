@@ -14,10 +14,12 @@ from fastgrad._dispatch import backend, get_backend, set_backend
 from fastgrad._health import Health, health
 from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
+from fastgrad.attention import attention, attention_backward
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -29,16 +31,17 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
-from fastgrad.regularization import dropout, dropout_backward
+from fastgrad.regularization import activation_dropout, activation_dropout_backward, dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
-    from fastgrad import init, layers, pruning, schedules
+    from fastgrad import init, layers, pruning, schedules, testing
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
     from fastgrad.monitor import GradientMonitor
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
+    from fastgrad.profiling.model import profile_model
     from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -53,8 +56,12 @@ __all__ = [
     "RMSprop",
     "activation",
     "activation_backward",
+    "activation_dropout",
+    "activation_dropout_backward",
     "adam_step",
     "adaptive_clip",
+    "attention",
+    "attention_backward",
     "backend",
     "batch_norm",
     "batch_norm_backward",
@@ -78,6 +85,8 @@ __all__ = [
     "init",
     "layer_norm",
     "layer_norm_backward",
+    "layer_norm_lstm",
+    "layer_norm_lstm_backward",
     "layers",
     "lstm",
     "lstm_backward",
@@ -86,6 +95,7 @@ __all__ = [
     "mse",
     "prelu",
     "prelu_backward",
+    "profile_model",
     "pruning",
     "reorder_gates",
     "rmsprop_step",
@@ -98,11 +108,12 @@ __all__ = [
     "subnormals",
     "swiglu",
     "swiglu_backward",
+    "testing",
     "warmup",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
-_LAZY_MODULES = {"init", "layers", "pruning", "schedules"}
+_LAZY_MODULES = {"init", "layers", "pruning", "schedules", "testing"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
@@ -111,6 +122,7 @@ _LAZY_NAMES = {
     "RMSprop": "optim",
     "SGD": "optim",
     "doctor": "_doctor",
+    "profile_model": "profiling.model",
     "set_num_threads": "threads",
     "warmup": "_warmup",
 }

@@ -104,6 +104,61 @@ def bias_grad() -> None:
         )  # fmt: skip
 
 
+def dropouts() -> None:
+    """Groups of 64 and a tail, arrays off 16 bytes; rows that are no vectors and rows that are. Bit for bit."""
+    random = (0.3, (1 << 40) + 5, (1 << 35) + 3)
+    for off in range(3):
+        dy, x, out = (placed(v, off == i) for i, v in enumerate((normal(1095), normal(1095, 1), np.zeros(1095, F32))))
+        agree("exact", lambda dy, out: fastgrad.dropout(dy, *random, out=out), dy, out)
+        agree("exact", lambda x, out: fastgrad.activation_dropout(x, "silu", *random, out=out), x, out)
+        agree("exact", lambda *a: fastgrad.activation_dropout_backward(*a[:2], "silu", *random, out=a[2]), dy, x, out)
+    for shape in ((300, 8), (37, 5)):
+        agree(
+            "reduction",
+            lambda dy, x, out, total: fastgrad.activation_dropout_backward(
+                dy, x, "relu", *random, out=out, bias_grad=total
+            ),
+            normal(shape), normal(shape, 1), np.zeros(shape, F32), np.zeros(shape[-1:], F32),
+        )  # fmt: skip
+
+
+def attention() -> None:
+    """Several blocks and tiles along either axis, none full; a head wider than a slab of the smallest variant."""
+
+    def both(options: dict) -> Callable:
+        def call(dy, q, k, v):
+            y, saved = fastgrad.attention(q, k, v, **options)
+            return y, saved.largest, saved.total, *fastgrad.attention_backward(dy, saved)
+
+        return call
+
+    for options in ({"causal": True}, {"lengths": [35, 0]}, {"dropout": 0.4, "causal": True}):
+        for T, S, D in ((40, 70, 5), (70, 40, 37)):
+            shapes = ((2, 2, T, D), (2, 2, T, D), (2, 2, S, D), (2, 2, S, D))
+            agree("product", both(options), *(normal(shape, seed) for seed, shape in enumerate(shapes)))
+
+
+def attention_with_nan() -> None:
+    """What a row does not see is no number; what it sees is large, and of either sign."""
+    dy, q, k, v = (normal((1, 1, 40, 5), seed) for seed in range(4))
+    k *= 30
+    for array in (k, v):
+        array[0, 0, 33:] = NAN
+    agree("product", lambda q, k, v: fastgrad.attention(q, k, v, causal=True)[0][:, :, :33], q, k, v)
+    k[0, 0, :33] = -INF
+    k[0, 0, 32], q[...] = 1, np.abs(q)
+    agree("product", lambda q, k, v: fastgrad.attention(q, k, v, lengths=[33])[0], q, k, v)
+    dy[0, 0, :20] = NAN
+    k[...] = normal((1, 1, 40, 5), 5)
+    v[...] = normal((1, 1, 40, 5), 6)
+
+    def behind(dy, q, k, v):
+        gradients = fastgrad.attention_backward(dy, fastgrad.attention(q, k, v, causal=True)[1])
+        return [gradient[:, :, 20:] for gradient in gradients]
+
+    agree("product", behind, dy, q, k, v)
+
+
 def bias_of_linear() -> None:
     for rows, columns in ((100, 132), (37, 5)):
         agree("product", linear_backward, normal((rows, columns)), normal((rows, 3), 1), normal((columns, 3), 2))
@@ -295,6 +350,55 @@ def gru(reset_after: bool) -> Callable[[], None]:
     return recurrent(run, 3, 1)
 
 
+NOISE = {"zoneout_h": 0.4, "input_dropout": 0.3, "recurrent_dropout": 0.3, "seed": 5, "offset": 3 << 40}
+
+
+def noisy_lstm(reverse: bool = False, **options: object) -> Callable[[], None]:
+    def run(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh, dc):
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        given = {**NOISE, "zoneout_c": 0.6, **options}
+        y, last, saved = fastgrad.lstm(x, h, c, *weights, lengths=[4, 2, 0, 3, 1], reverse=reverse, **given)
+        return [y, *last, *fastgrad.lstm_backward(dy, dh, dc, saved, state_grad_clip=0.2)]
+
+    return recurrent(run, 4, 2)
+
+
+def noisy_gru(reset_after: bool) -> Callable[[], None]:
+    def run(x, h, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh):
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        y, last, saved = fastgrad.gru(x, h, *weights, reset_after=reset_after, lengths=[4, 2, 0, 3, 1], **NOISE)
+        return [y, last, *fastgrad.gru_backward(dy, dh, saved, state_grad_clip=0.2)]
+
+    return recurrent(run, 3, 1)
+
+
+def clamped_in_one_kernel() -> None:
+    """float32 and few units: the persistent kernels; short sequences last, in both directions."""
+    x, h, c, dy, dh, dc = (
+        normal(shape, k) for k, shape in enumerate(((4, 5, 3), *[(5, 8)] * 2, (4, 5, 8), *[(5, 8)] * 2))
+    )
+    for gates, forward, backward, states, ends in (
+        (4, fastgrad.lstm, fastgrad.lstm_backward, [h, c], [dh, dc]),
+        (3, fastgrad.gru, fastgrad.gru_backward, [h], [dh]),
+    ):  # fmt: skip
+        weights = normal((gates * 8, 3), 10), normal((gates * 8, 8), 11)
+        for reverse in (False, True):
+
+            def run(x, weights, states, dy, ends, forward=forward, backward=backward, reverse=reverse):
+                _, _, saved = forward(x, *states, *weights, lengths=[4, 2, 0, 3, 1], reverse=reverse)
+                return list(backward(dy, *ends, saved, state_grad_clip=0.2)[:-2])
+
+            agree("recurrent", run, x, list(weights), states, dy, ends)
+
+
+def normalised_lstm(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh, dc):
+    H = h.shape[1]
+    gains = bias_hh, bias_ih, bias_hh[:H].copy()
+    weights = weight_ih, weight_hh, *gains, bias_ih, bias_hh, bias_ih[:H].copy()
+    y, last, saved = fastgrad.layer_norm_lstm(x, h, c, *weights, lengths=[4, 2, 0, 3, 1])
+    return [y, *last, *fastgrad.layer_norm_lstm_backward(dy, dh, dc, saved)]
+
+
 def recurrent(run: Callable, gates: int, states: int) -> Callable[[], None]:
     """Ragged sequences, with NaN where they have ended. float64 goes step by step."""
 
@@ -318,6 +422,7 @@ CASES: dict[str, Callable[[], None]] = {
     "tanh": activation("tanh"),
     "gelu": activation("gelu"),
     "bias_grad": bias_grad,
+    "dropouts": dropouts,
     "linear": bias_of_linear,
     "glu": glu,
     "prelu": prelu,
@@ -337,10 +442,19 @@ CASES: dict[str, Callable[[], None]] = {
     "Adam": optimizer("Adam", max_norm=0.5),
     "AdamW": optimizer("AdamW"),
     "SGD": optimizer("SGD", momentum=0.9, dampening=0.5),
+    "attention": attention,
+    "attention with NaN": attention_with_nan,
     "LSTM": lstm(False),
     "LSTM reverse": lstm(True),
     "GRU": gru(True),
     "GRU reset before": gru(False),
+    "LSTM noise": noisy_lstm(),
+    "LSTM noise reverse": noisy_lstm(True),
+    "LSTM in evaluation": noisy_lstm(training=False),
+    "GRU noise": noisy_gru(True),
+    "GRU noise reset before": noisy_gru(False),
+    "clamp in one kernel": clamped_in_one_kernel,
+    "LSTM layer norm": recurrent(normalised_lstm, 4, 2),
 }
 
 
@@ -386,7 +500,16 @@ MUTANTS = [
         ("activation.cu", "a block that is not full taken as one", "relu",
          "first + span <= n && aligned16(x, y)", "first < n && aligned16(x, y)"),
         ("activation.cu", "alignment of dx forgotten", "relu", "aligned16(dy, x, dx)", "aligned16(dy, x)"),
-        ("activation.cu", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("activation_rows.cuh", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("philox.cuh", "a round left out", "dropouts", "round < 10", "round < 9"),
+        ("philox.cuh", "the high half of the offset left out", "dropouts", "unsigned(offset >> 32)}", "0u}"),
+        ("philox.cuh", "a group that is not full taken as one", "dropouts",
+         "start + 3 * QUARTER + VECTOR <= n", "start + VECTOR <= n"),
+        ("philox.cuh", "a word of another entry", "dropouts", "k, words[k].at[w]));", "k, words[k].at[3 - w]));"),
+        ("activation_dropout.cu", "the mask left out of the gradient of rows", "dropouts",
+         "drop(gradient, random.of_entry(entry)) * derivative", "gradient * drop.scale * derivative"),
+        ("activation_dropout.cu", "the mask on the wrong side of f'", "dropouts",
+         "drop(gradient, word) * derivative(input, p0, p1)", "gradient * drop(derivative(input, p0, p1), word)"),
         ("glu.cu", "alignment of dup forgotten", "glu",
          "aligned16(dy, gate, up, dgate, dup)", "aligned16(dy, gate, up, dgate)"),
         ("glu.cu", "f' in the place of f", "glu", "dy * f(gate)", "dy * derivative(gate)"),
@@ -416,6 +539,35 @@ MUTANTS = [
          "if (valid && first + u * step < E) values", "if (first + u * step < E) values"),
         ("embedding.cu", "a gradient for indices out of range", "embedding out of range",
          "index == NOWHERE || (head", "(head"),
+        ("attention.cu", "keys overwritten while they are read", "attention",
+         "dots(queries + warp * ROWS * stride, tile, D, scores);\n        __syncthreads();",
+         "dots(queries + warp * ROWS * stride, tile, D, scores);"),
+        ("attention.cu", "weights read before they are there", "attention",
+         "weights[r * WARP + lane] = slope;\n        }\n        __syncwarp();",
+         "weights[r * WARP + lane] = slope;\n        }"),
+        ("attention.cu", "sums not rescaled", "attention", "sums[r][c] *= rescale;", "sums[r][c] *= 1;"),
+        ("attention.cu", "a total not rescaled", "attention", "sum[r] * rescale + warp_sum", "sum[r] + warp_sum"),
+        ("attention.cu", "the last features of a head", "attention", "if (d < D) to[d] = storage_t(empty",
+         "if (d < D - 1) to[d] = storage_t(empty"),
+        ("attention.cu", "features of the next row", "attention", "d < D ? real_t(from", "d < stride ? real_t(from"),
+        ("attention.cu", "rows past the end of a copy", "attention", "first + row < end && d", "d"),
+        ("attention.cu", "the diagonal not seen", "attention",
+         "causal ? near(row + 1 - first) : FAR, near(keys - first)};\n#pragma",
+         "causal ? near(row - first) : FAR, near(keys - first)};\n#pragma"),
+        ("attention.cu", "keys that see a query before", "attention", "causal ? near(key - first) : -FAR",
+         "causal ? near(key - 1 - first) : -FAR"),
+        ("attention.cu", "0 times NaN", "attention with NaN", "if (!all && !span.has(r, j)) continue;", ""),
+        ("attention.cu", "-inf less -inf", "attention with NaN",
+         "top[r] > -infinity() ? top[r] : real_t(0);", "top[r];"),
+        ("attention.cu", "padding has a gradient", "attention", "const bool padding = key + r >= keys;",
+         "const bool padding = false;"),
+        ("attention.cu", "dropout forgotten backward", "attention", "weight *= kept;", ""),
+        ("attention.cu", "numbers of another row", "attention", "(head * T + row) * groups, key + r",
+         "(head * T + row + 1) * groups, key + r"),
+        ("attention.cu", "the scale forgotten", "attention", "storage_t(sums[r][c] * scale)", "storage_t(sums[r][c])"),
+        ("attention.cu", "along not taken off", "attention", "slopes[r] * kept - mean)", "slopes[r] * kept)"),
+        ("philox.cuh", "words changed", "attention", "return {{c[0], c[1], c[2], c[3]}};",
+         "return {{c[0], c[1], c[3], c[2]}};"),
         ("lists.cuh", "chunks counted from the first tensor", "clip", "(chunk - table.first_chunk(tensor))", "chunk"),
         ("lists.cuh", "alignment of the last stream only", "sgd",
          "aligned = aligned && aligned16", "aligned = aligned16"),
@@ -473,6 +625,53 @@ MUTANTS = [
          "fma_(d.at[w], r.at[w], dh_now.at[w])", "d.at[w] * r.at[w]"),
         ("gru_reset_before.cu", "padding left in the product", "GRU reset before",
          "return write<W>(kept, Reals<W>{});", "return;"),
+        ("philox.cuh", "one word for all of a group", "LSTM noise", "int(entry % 64 / 16)", "0"),
+        ("between_steps.cu", "a mask of the first sequence for all", "LSTM noise", "mask[cell.at]", "mask[cell.unit]"),
+        ("between_steps.cu", "a mask per step", "LSTM noise",
+         "out[t * n + i] = storage_t(masked(a[t * n + i], factor))",
+         "out[t * n + i] = storage_t(masked(a[t * n + i], t % 2 ? factor : real_t(1)))"),
+        ("between_steps.cu", "zoneout the same at every step", "LSTM noise",
+         "const index_t entry = cell.row * hidden + cell.unit;\n    const real_t value",
+         "const index_t entry = cell.at;\n    const real_t value"),
+        ("between_steps.cu", "the state before, in reverse", "LSTM noise reverse",
+         "Cell<1> cell(t, batch, hidden, reverse, lengths)", "Cell<1> cell(t, batch, hidden, 0, lengths)"),
+        ("between_steps.cu", "y not zoned out", "GRU noise", "    if (lengths) y[entry] = storage_t(value);\n", ""),
+        ("between_steps.cu", "c zoned out as h", "LSTM noise",
+         "if (c) mixed(c, cell, zone_of({seed, offset_c,", "if (c) mixed(c, cell, zone_of({seed, offset_h,"),
+        ("between_steps.cu", "the other way round in evaluation", "LSTM in evaluation",
+         "fma_(z, before, (real_t(1) - z) * now)", "fma_(z, now, (real_t(1) - z) * before)"),
+        ("between_steps.cu", "dy lost with zoneout", "LSTM noise",
+         "dy ? real_t(dy[entry]) : real_t(0)", "real_t(0)"),
+        ("between_steps.cu", "the gradient past the step lost", "GRU noise",
+         "if (kept_h) value +=", "if (false) value +="),
+        ("between_steps.cu", "c's gradient past the step lost", "LSTM noise", "if (kept_c) other", "if (false) other"),
+        ("between_steps.cu", "dh overwritten where it is to be kept", "GRU noise", "products && overwrite", "products"),
+        ("between_steps.cu", "c's gradient not clamped", "LSTM noise",
+         "dc[cell.at] = storage_t(clamped(other, bound));", "dc[cell.at] = storage_t(other);"),
+        ("between_steps.cu", "padding clamped", "LSTM noise",
+         "if (!cell.valid) return;\n    real_t value", "if (!cell.any) return;\n    real_t value"),
+        ("lstm_persistent.cu", "padding clamped", "clamp in one kernel",
+         "(reverse ? t - 1 : t + 1) < lengths[place.first + b]", "true"),
+        ("lstm_persistent.cu", "c's gradient not clamped", "clamp in one kernel",
+         "dc_own[i] = clamped(dc_own[i], bound);", ""),
+        ("lstm_persistent.cu", "dh0 not clamped", "clamp in one kernel", "total = clamped(total, bound);", "continue;"),
+        ("gru_persistent.cu", "padding clamped", "clamp in one kernel",
+         "(reverse ? t - 1 : t + 1) < lengths[place.first + b]", "true"),
+        ("rows.cuh", "sums of warps read before they are there", "LSTM layer norm",
+         "    __syncthreads();\n    Two total", "    Two total"),
+        ("layer_norm_lstm.cu", "statistics of padding not written", "LSTM layer norm",
+         "if (threadIdx.x < 4) stats[threadIdx.x * kind + own.row] = 0;", ""),
+        ("layer_norm_lstm.cu", "rstd of W_hh h in the place of c's", "LSTM layer norm",
+         "Normalised xhat_c(stats[2 * kind + own.row], stats[3 * kind + own.row])",
+         "Normalised xhat_c(stats[2 * kind + own.row], stats[kind + own.row])"),
+        ("layer_norm_lstm.cu", "no gradient through the variance of c", "LSTM layer norm",
+         "fma_(xhat_c.of(real_t(cell[k])), -along_c, d - mean_c)", "(d - mean_c)"),
+        ("layer_norm_lstm.cu", "no gradient through the mean of W_hh h", "LSTM layer norm",
+         "-along_h, gradient - mean_h)", "-along_h, gradient)"),
+        ("layer_norm_lstm.cu", "the gradient of h added twice", "LSTM layer norm", "if (lengths) dh_own[k] = 0;", ""),
+        ("layer_norm_lstm.cu", "the output gate left out of the sums", "LSTM layer norm",
+         "for (int n = 0; n < 4; ++n) {\n            const index_t at = n * hidden + k;\n            if (n < 3)",
+         "for (int n = 0; n < 3; ++n) {\n            const index_t at = n * hidden + k;\n            if (n < 3)"),
     )
 ]  # fmt: skip
 
