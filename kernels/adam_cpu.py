@@ -27,7 +27,7 @@ PARAM, GRAD, MEAN, SQUARE, LARGEST = range(5)  # streams
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, amsgrad: bool, coupled: bool, bounded: bool) -> Any:
+def _step(dtype: np.dtype, amsgrad: bool, coupled: bool, bounded: bool, measured: bool) -> Any:
     def adam(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, mean, square, *largest = inputs
         scale, beta1, rest1, beta2, rest2, step_size, correction2, eps, decay = scalars
@@ -44,7 +44,8 @@ def _step(dtype: np.dtype, amsgrad: bool, coupled: bool, bounded: bool) -> Any:
 
     state = (MEAN, SQUARE, LARGEST) if amsgrad else (MEAN, SQUARE)
     formula = within_bounds(adam) if bounded else adam
-    return streams_kernel(formula, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=9 + 2 * bounded)
+    scalars = 9 + 2 * bounded
+    return streams_kernel(formula, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars, change=measured)
 
 
 def adam_step(
@@ -64,12 +65,14 @@ def adam_step(
     scale: float,
     max_norm: float | None = None,
     bounds: tuple[float, float] | None = None,
-) -> float | None:
+    measured: bool = False,
+) -> float | np.ndarray | None:
     """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
 
     With max_norm return the norm of the gradients times `scale`, and clip them to it.
 
     bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
     """
     if not params:
         return None if max_norm is None else 0.0
@@ -89,8 +92,10 @@ def adam_step(
     if max_exp_avg_sq is not None:
         lists.append(max_exp_avg_sq)
     table, stream = table_of(lists)
-    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled, bounds is not None)
+    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled, bounds is not None, measured)
     scalars = (*scalars, *(bounds or ()))
+    if measured:
+        return table.run_measured(kernel, scalars, stream)
     if max_norm is not None:
         return step_clipped(table, stream, grads, kernel, scalars, max_norm)
     table.run(kernel, scalars, stream=stream)

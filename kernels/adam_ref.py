@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from .clip_ref import clip_by_value
+from .norm_ref import squares_of_change
 
 Array = np.ndarray
 
@@ -35,11 +36,14 @@ def adam_step(
     maximize: bool,
     scale: float,
     bounds: tuple[float, float] | None = None,
-) -> None:
+    measured: bool = False,
+) -> Array | None:
     """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
 
     bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
     """
+    before = [p.copy() for p in params] if measured else []
     step_size = lr / (1 - beta1**step)
     correction2 = math.sqrt(1 - beta2**step)
     with np.errstate(all="ignore"):
@@ -57,3 +61,4 @@ def adam_step(
             p -= step_size * m / (np.sqrt(v) / correction2 + eps)
     if bounds is not None:
         clip_by_value(params, *bounds)
+    return squares_of_change(before, params) if measured else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from .clip_ref import clip_by_value
+from .norm_ref import squares_of_change
 
 Array = np.ndarray
 
@@ -31,11 +32,14 @@ def rmsprop_step(
     maximize: bool,
     scale: float,
     bounds: tuple[float, float] | None = None,
-) -> None:
+    measured: bool = False,
+) -> Array | None:
     """Update params and state in place; grads are only read. grad_avg given is centered.
 
     bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
     """
+    before = [p.copy() for p in params] if measured else []
     with np.errstate(all="ignore"):
         for k, (p, g, v) in enumerate(zip(params, grads, square_avg, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -54,3 +58,4 @@ def rmsprop_step(
             p -= lr * g
     if bounds is not None:
         clip_by_value(params, *bounds)
+    return squares_of_change(before, params) if measured else None

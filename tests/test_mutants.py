@@ -333,7 +333,10 @@ def optimizer(kind: str, **options: object) -> Callable[[], None]:
     def steps(params: list, *grads: list) -> list:
         one = getattr(fastgrad, kind)(params, lr=0.1, **options)
         reports = [one.step(g) for g in grads]
-        return [[r.grad_norm, float(r.grad_norm)] for r in reports]
+        found = [[r.grad_norm, float(r.grad_norm)] for r in reports]
+        # A norm may be NaN or Inf; what is measured of the others is not.
+        found += [[r.health.norm, r.health.max_abs, r.health.zero * 1.0, r.health.update_ratio] for r in reports[::2]]
+        return [*found, reports[1].health.update_ratio]
 
     def case() -> None:
         bad = lists(20)
@@ -604,11 +607,19 @@ MUTANTS = [
          "sqrt(fma_(at[0] * LARGE_FACTOR, LARGE_FACTOR, at[1]))", "sqrt(at[1])"),
         ("norms.cuh", "the coefficient without its 1e-6", "clip", "= limit / (norm + 1e-6);", "= limit / norm;"),
         ("norms.cuh", "no limit taken for a limit", "AdamW", "limit < 0 || coefficient >= 1", "coefficient >= 1"),
-        ("norm.cu", "half of a vector not added up", "norms", "int apart = VECTOR / 2;", "int apart = VECTOR / 4;"),
+        ("norms.cuh", "half of a vector not added up", "norms", "int apart = N / 2;", "int apart = N / 4;"),
         ("norm.cu", "scaled twice", "adam", "limit) * unscale;", "limit) * unscale * unscale;"),
         ("health.cu", "NaN left in the largest", "health", "        largest = 0;\n", ""),
-        ("health.cu", "a wrong unit of subnormal numbers", "health",
+        ("health.cuh", "a wrong unit of subnormal numbers", "health",
          "double(bits) * 0x1p-149", "double(bits) * 0x1p-148"),
+        ("health.cuh", "the counts of one thread alone", "health",
+         "sum(index_t a, index_t b) { return a + b; }", "sum(index_t a, index_t b) { return a; }"),
+        ("step.cuh", "no norm among the findings", "Adam",
+         "findings.found[blockIdx.x] = sums.norms[blockIdx.x];", "findings.found[blockIdx.x] = 0;"),
+        ("step.cuh", "changes against the weights behind the step", "Adam", "start = from;", "start = to;"),
+        ("step.cuh", "changes of a skipped step left open", "SGD",
+         "    if (changes && threadIdx.x < 2) changes[index_t(blockIdx.x) * 2 + threadIdx.x] = 0;\n", ""),
+        ("sgd.cu", "no change measured", "SGD", "if (changes) change.take(p, x[PARAM]);", ""),
         ("clip.cu", "the first tensor's coefficient for all", "clip", "coefficients[each ? chunk.tensor : 0]",
          "coefficients[0]"),
         ("clip.cu", "NaN clamped", "clip", "maximum(x[0], low)", "maximum(low, x[0])"),
