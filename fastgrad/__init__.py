@@ -14,6 +14,7 @@ from fastgrad._dispatch import backend, get_backend, set_backend
 from fastgrad._health import Health, health
 from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
+from fastgrad.attention import attention, attention_backward
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
@@ -53,6 +54,8 @@ __all__ = [
     "activation_backward",
     "adam_step",
     "adaptive_clip",
+    "attention",
+    "attention_backward",
     "backend",
     "batch_norm",
     "batch_norm_backward",

@@ -16,6 +16,7 @@ from fastgrad._arrays import (
     array_module,
     assign,
     contiguous_copy,
+    device_module,
     empty,
     is_array,
     kind_name,
@@ -124,6 +125,13 @@ def sized_array(
     return array
 
 
+def same_array(name: str, value: Array, like_name: str, like: Array) -> None:
+    """Raise TypeError unless an array is of the kind (NumPy, CuPy) and the dtype of another."""
+    _same_kind(name, value, like_name, like)
+    if value.dtype != like.dtype:
+        raise _other_dtype(name, value.dtype, like_name, like.dtype)
+
+
 def _overlap(a: Array, b: Array) -> bool:
     if type(a) is not type(b):
         return False
@@ -151,7 +159,8 @@ def _byte_range(a: Array) -> tuple[int, int]:
     return low, high + a.itemsize
 
 
-def _distinct(a: Array) -> bool:
+def distinct(a: Array) -> bool:
+    """Say whether every entry has a place of its own in memory, as far as strides of 0 tell."""
     return all(size <= 1 or stride != 0 for size, stride in zip(a.shape, a.strides, strict=True))
 
 
@@ -200,7 +209,7 @@ def output(
             raise ValueError(f"{name} and {other_name} overlap in memory; pass an array of its own as {name}")
     if ready(value):
         return value
-    if value.size and not _distinct(value):
+    if value.size and not distinct(value):
         raise ValueError(f"{name}: several entries share one place in memory (a broadcast view); pass a plain array")
     return empty(shape, like.dtype, like)
 
@@ -286,7 +295,7 @@ def _examine(groups: Sequence[Group]) -> None:
                 raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
             if written and not writeable(a):
                 raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
-            if written and a.size and not _distinct(a):
+            if written and a.size and not distinct(a):
                 raise ValueError(
                     f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
                 )
@@ -463,3 +472,24 @@ def integers(
     if value.dtype == np.int64:
         return value
     return array_module(value).array(value, dtype=np.int64, order="C")
+
+
+def sequence_lengths(value: Any, count: int, most: int, meaning: str, like_name: str, like: Array) -> Array | None:
+    """Return the lengths of sequences as int64 (count,) where `like` lies, from 0 to `most`; None for None.
+
+    They may be a list, or a NumPy array, which is copied to a device.
+
+    Raises:
+        TypeError: no integers, or on a device while `like` is not.
+        ValueError: another shape, or a length out of range.
+    """
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        value = np.array(value, dtype=np.int64 if not value else None)
+    checked = integers("lengths", value, (count,), 0, most + 1, meaning)
+    if device_module(checked) is device_module(like):
+        return checked
+    if type(checked) is not np.ndarray:
+        raise TypeError(f"lengths is a {kind_name(checked)} array but {like_name} a {kind_name(like)} array")
+    return array_module(like).asarray(checked)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._arrays import array_module, device_module, is_array, kind_name, layout, zeros
-from fastgrad._checks import Array, float_array_like, integers, sized_array
+from fastgrad._arrays import array_module, device_module, is_array, layout, zeros
+from fastgrad._checks import Array, float_array_like, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
 
 
@@ -131,17 +131,7 @@ class _Arguments:
         self.sizes = sizes
 
     def lengths(self, value: Any) -> Array | None:
-        if value is None:
-            return None
-        T, B = self.sizes["T"], self.sizes["B"]
-        if isinstance(value, list | tuple):
-            value = np.array(value, dtype=np.int64 if not value else None)
-        checked = integers("lengths", value, (B,), 0, T + 1, "the number of steps T")
-        if device_module(checked) is device_module(self.x):
-            return checked
-        if type(checked) is not np.ndarray:
-            raise TypeError(f"lengths is a {kind_name(checked)} array but x a {kind_name(self.x)} array")
-        return array_module(self.x).asarray(checked)
+        return sequence_lengths(value, self.sizes["B"], self.sizes["T"], "the number of steps T", "x", self.x)
 
 
 def lstm(

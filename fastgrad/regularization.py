@@ -13,7 +13,8 @@ from fastgrad._dispatch import kernels
 __all__ = ["dropout", "dropout_backward"]
 
 
-def _counted(name: str, value: Any) -> int:
+def counted(name: str, value: Any) -> int:
+    """Return a seed or an offset of counted random numbers as an int, inside 64 bits."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
     if not 0 <= value < 1 << 64:
@@ -23,7 +24,7 @@ def _counted(name: str, value: Any) -> int:
 
 def _dropped(name: str, value: Any, p: float, seed: int, offset: int, out: Array | None) -> Array:
     source = float_array(name, value)
-    p, seed, offset = number("p", p, 0.0, 1.0), _counted("seed", seed), _counted("offset", offset)
+    p, seed, offset = number("p", p, 0.0, 1.0), counted("seed", seed), counted("offset", offset)
     result = output("out", out, name, value, aliases=((name, value),))
     threshold = round(p * 2**32)
     if threshold == 1 << 32:

@@ -19,7 +19,7 @@ GROUP = 64  # entries that share 16 counters
 COUNTERS = 16
 
 
-def _words(m: Machine, group: Value, seed: Value, offset: Value) -> Value:
+def random_words(m: Machine, group: Value, seed: Value, offset: Value) -> Value:
     """Return the random words of the entries of a group: 64 x 32 bits."""
     builder = m.builder
     narrow, wide = ir.VectorType(I32, COUNTERS), ir.VectorType(I64, COUNTERS)
@@ -57,7 +57,7 @@ def _dropout(dtype: np.dtype, streaming: bool) -> Any:
         limit = m._broadcast(m.builder.trunc(threshold.ir, I32), GROUP)
 
         def body(index: Value, mask: Value | None) -> None:
-            words = _words(m, index // GROUP, seed, offset)
+            words = random_words(m, index // GROUP, seed, offset)
             kept = Value(m, m.builder.icmp_unsigned(">=", words.ir, limit))
             value = m.select(kept, m.load_ahead(x + index * item, mask) * scale, 0.0)
             m.store(out + index * item, value, mask, streaming and mask is None)

@@ -63,7 +63,7 @@ BY_ROWS, BY_COLUMNS, PACKED = "rows", "columns", "packed"
 
 
 @functools.cache
-def _tile(dtype: np.dtype, left: str, vectors: int, wide: bool = False) -> Any:
+def tile(dtype: np.dtype, left: str, vectors: int, wide: bool = False) -> Any:
     """Return the micro-kernel (rows, a, a_stride, b, b_stride, c, c_stride, start, start_stride, depth, columns).
 
     All but rows, depth and columns are addresses and bytes.
@@ -75,7 +75,7 @@ def _tile(dtype: np.dtype, left: str, vectors: int, wide: bool = False) -> Any:
     """
     item = dtype.itemsize
 
-    def tile(m, rows, a, a_stride, b, b_stride, c, c_stride, start, start_stride, depth, columns):
+    def micro(m, rows, a, a_stride, b, b_stride, c, c_stride, start, start_stride, depth, columns):
         def of_height(height: int) -> None:
             # The vectors of a row: which panel they lie in, and where in it.
             places = [(p, v) for p in range(WIDE // height if wide else 1) for v in range(vectors)]
@@ -107,7 +107,7 @@ def _tile(dtype: np.dtype, left: str, vectors: int, wide: bool = False) -> Any:
         heights = (1, 2) if wide else range(1, ROWS + 1)
         m.switch(rows, {height: functools.partial(of_height, height) for height in heights})
 
-    return traced(tile, dtype, lanes(dtype))
+    return traced(micro, dtype, lanes(dtype))
 
 
 @functools.cache
@@ -120,7 +120,7 @@ def rows_by_panels(dtype: np.dtype, left: str = BY_ROWS, vectors: int = VECTORS)
         alone, and no stride
     b : address of the packed panels, each `vectors` wide; c, start (rows, n): addresses and byte strides
     """
-    tile, wide = _tile(dtype, left, vectors), _tile(dtype, left, vectors, True)
+    narrow, wide = tile(dtype, left, vectors), tile(dtype, left, vectors, True)
     item = dtype.itemsize
     width = vectors * lanes(dtype)
     packed, by_columns = left == PACKED, left == BY_COLUMNS
@@ -159,7 +159,7 @@ def rows_by_panels(dtype: np.dtype, left: str = BY_ROWS, vectors: int = VECTORS)
                     row = rows * group // groups
                     height = rows * (group + 1) // groups - row
                     a_tile = a + row * item + k_first * a_stride if by_columns else a + row * a_stride + k_first * item
-                tile(
+                narrow(
                     height,
                     a_tile,
                     ROWS * item if packed else a_stride,
@@ -179,13 +179,13 @@ def rows_by_panels(dtype: np.dtype, left: str = BY_ROWS, vectors: int = VECTORS)
 # --- packing
 
 
-def _copy_rows(m: Machine, source: Value, target: Value, columns: Value) -> None:
+def copy_rows(m: Machine, source: Value, target: Value, columns: Value) -> None:
     """Copy one row of b into a panel: `columns` elements, then zeros."""
     for v in range(VECTORS):
         m.store(target + v * VECTOR_BYTES, m.load(source + v * VECTOR_BYTES, m.mask(columns - v * m.lanes)))
 
 
-def _copy_transposed(m: Machine, source: Value, stride: Value, target: Value, columns: Value, rows: Value) -> None:
+def copy_transposed(m: Machine, source: Value, stride: Value, target: Value, columns: Value, rows: Value) -> None:
     """Transpose `columns` rows of the source, `stride` bytes apart and `rows` elements long, into a square of b."""
     vectors = [m.load(source + stride * c, m.mask(m.choose(columns > c, rows, 0))) for c in range(m.lanes)]
     for k, vector in enumerate(m.transpose(vectors)):
@@ -196,8 +196,8 @@ def _copy_transposed(m: Machine, source: Value, stride: Value, target: Value, co
 def _pack(dtype: np.dtype, transposed: bool) -> Any:
     """Pack one panel of b. pointers: b, stride in bytes, K, N, target."""
     item, width, step = dtype.itemsize, panel_columns(dtype), lanes(dtype)
-    copy_rows = traced(_copy_rows, dtype, step)
-    copy_transposed = traced(_copy_transposed, dtype, step)
+    rows_into_panel = traced(copy_rows, dtype, step)
+    transposed_into_panel = traced(copy_transposed, dtype, step)
 
     def pack(panel, pointers):
         source, stride, k, n = pointers[0], pointers[1], pointers[2], pointers[3]
@@ -207,7 +207,7 @@ def _pack(dtype: np.dtype, transposed: bool) -> Any:
             for first in range(0, width, step):
                 columns = min(step, max(n - column - first, 0))
                 for row in range(0, k, step):
-                    copy_transposed(
+                    transposed_into_panel(
                         source + (column + first) * stride + row * item,
                         stride,
                         target + (row * width + first) * item,
@@ -216,7 +216,7 @@ def _pack(dtype: np.dtype, transposed: bool) -> Any:
                     )
         else:
             for row in range(k):
-                copy_rows(source + row * stride + column * item, target + row * width * item, n - column)
+                rows_into_panel(source + row * stride + column * item, target + row * width * item, n - column)
 
     return pack
 

@@ -25,6 +25,7 @@ F32 = np.dtype(np.float32)
 # A value for each #define that a source asks for; sources not named here come in one variant, each define 1.
 VARIANTS = {
     "activation": [{"kind": "gelu"}],
+    "attention": [{"chunks": 1}, {"chunks": 2}, {"chunks": 4}, {"chunks": 8}],
     "glu": [{"kind": "silu"}, {"kind": "gelu"}],
     "norm": [{"ord": 2}],
 }

@@ -10,24 +10,30 @@ and return CuPy arrays. Initial values are drawn on the CPU for both: the same `
 Dimension letters: T time, B batch, I input, H hidden, L layers, D directions.
 """
 
+from fastgrad.layers.attention import MultiHeadAttention
 from fastgrad.layers.base import Layer, Parameter
+from fastgrad.layers.checkpoint import Checkpoint
 from fastgrad.layers.containers import Residual, Sequential
 from fastgrad.layers.dense import Activation, Embedding, Linear
 from fastgrad.layers.norms import BatchNorm, LayerNorm
 from fastgrad.layers.recurrent import GRU, LSTM
 from fastgrad.layers.regularization import Dropout
+from fastgrad.layers.transformer import TransformerBlock
 
 __all__ = [
     "GRU",
     "LSTM",
     "Activation",
     "BatchNorm",
+    "Checkpoint",
     "Dropout",
     "Embedding",
     "Layer",
     "LayerNorm",
     "Linear",
+    "MultiHeadAttention",
     "Parameter",
     "Residual",
     "Sequential",
+    "TransformerBlock",
 ]

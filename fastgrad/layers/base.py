@@ -55,6 +55,7 @@ class Layer:
 
     training: bool = True
     _buffers: tuple[str, ...] = ()  # attributes that hold arrays which are kept with the parameters, but not trained
+    _counters: tuple[str, ...] = ()  # attributes that hold numbers which forward changes: Checkpoint puts them back
     # What forward kept for backward, with the shape and the type of the output.
     _kept: tuple[Any, tuple[int, ...], type] | None = None
 
@@ -70,6 +71,20 @@ class Layer:
         for name, value in vars(self).items():
             if isinstance(value, Parameter | Layer):
                 yield name, value
+
+    def _layers(self) -> Iterator[Layer]:
+        """Yield the layers directly below."""
+        return (value for _, value in self._members() if isinstance(value, Layer))
+
+    def _walk(self) -> Iterator[Layer]:
+        """Yield this layer and all below."""
+        yield self
+        for layer in self._layers():
+            yield from layer._walk()
+
+    def _forget(self) -> None:
+        """Let go of what this layer itself has kept for backward."""
+        self._kept = None
 
     def _prefix_names(self, prefix: str) -> None:
         for parameter in self.parameters():
@@ -102,9 +117,8 @@ class Layer:
     def train(self, mode: bool = True) -> Self:
         """Switch this layer and all below to training (or with mode=False to evaluation), and return it."""
         self.training = mode
-        for _, value in self._members():
-            if isinstance(value, Layer):
-                value.train(mode)
+        for layer in self._layers():
+            layer.train(mode)
         return self
 
     def eval(self) -> Self:
@@ -121,7 +135,7 @@ class Layer:
         Raises ValueError for another name, and RuntimeError where no GPU can be used, with the reason.
         """
         move = mover(device)
-        self._kept = None
+        self._forget()
         for name, value in vars(self).items():
             vars(self)[name] = _moved(value, move)
         for _, member in self._members():

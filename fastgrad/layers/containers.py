@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastgrad._arrays import Array, device_module
-from fastgrad.layers.base import Layer, describe, wrong_shape
+from fastgrad.layers.base import Layer, describe, positive, wrong_shape
+from fastgrad.layers.checkpoint import Checkpoint
 from fastgrad.layers.norms import LayerNorm
 
 
-class Sequential(Layer):
-    """Layers one behind the other, named "0", "1", ... as in torch.
+class _Chain(Layer):
+    """Layers one behind the other; of a layer that returns (y, state), y goes on."""
 
-    Of a layer that returns (y, state), as LSTM and GRU do, y goes on to the next; the state starts from zeros in each
-    forward and is dropped. Carry it yourself where you need it: call the layers one by one, or write a Layer.
-    """
-
-    def __init__(self, *layers: Layer) -> None:
-        for position, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers[{position}] must be a fastgrad layer, got {describe(layer)}")
-            if any(layer is other for other in layers[:position]):
-                raise ValueError(
-                    f"layers[{position}] is in this Sequential already, and a layer keeps only its last forward; "
-                    "make a second layer"
-                )
-        self.layers = tuple(layers)
-        for name, layer in self._members():
-            layer._prefix_names(name)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.steps = tuple(layers)
 
     def _members(self) -> Iterator[tuple[str, Any]]:
-        for position, layer in enumerate(self.layers):
+        for position, layer in enumerate(self.steps):
             yield str(position), layer
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __getitem__(self, index: int) -> Layer:
-        return self.layers[index]
 
     def forward(self, x: Any) -> Any:
         """Return the last layer's output for x."""
-        for layer in self.layers:
+        for layer in self.steps:
             x = layer.forward(x)
             if isinstance(x, tuple):
                 x = x[0]
@@ -52,9 +33,54 @@ class Sequential(Layer):
 
     def backward(self, dy: Any) -> Any:
         """Return the gradient of x, or None when the first layer is an Embedding."""
-        for layer in reversed(self.layers):
+        for layer in reversed(self.steps):
             dy = layer.backward(dy)
         return dy
+
+
+class Sequential(_Chain):
+    """Layers one behind the other, named "0", "1", ... as in torch.
+
+    Of a layer that returns (y, state), as LSTM and GRU do, y goes on to the next; the state starts from zeros in each
+    forward and is dropped. Carry it yourself where you need it: call the layers one by one, or write a Layer.
+
+    checkpoint_every: keep only the inputs of every so many layers between forward and backward, which runs the rest
+        once more, see `Checkpoint`; None keeps all. Names and results stay what they are.
+    """
+
+    def __init__(self, *layers: Layer, checkpoint_every: int | None = None) -> None:
+        seen: set[int] = set()
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers[{position}] must be a fastgrad layer, got {describe(layer)}")
+            if id(layer) in seen:
+                raise ValueError(
+                    f"layers[{position}] is in this Sequential already, and a layer keeps only its last forward; "
+                    "make a second layer"
+                )
+            seen.add(id(layer))
+        self.layers = self.steps = tuple(layers)
+        if checkpoint_every is not None:
+            positive(checkpoint_every=checkpoint_every)
+            runs = (layers[at : at + checkpoint_every] for at in range(0, len(layers), checkpoint_every))
+            self.steps = tuple(Checkpoint(_Chain(run)) for run in runs)
+        for name, layer in self._members():
+            layer._prefix_names(name)
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        for position, layer in enumerate(self.layers):
+            yield str(position), layer
+
+    def _forget(self) -> None:
+        super()._forget()
+        for step in self.steps:
+            step._forget()
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]
 
 
 class Residual(Layer):

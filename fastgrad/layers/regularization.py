@@ -18,6 +18,8 @@ class Dropout(Layer):
             the forward passes in training: put both back to repeat a run.
     """
 
+    _counters = ("offset",)
+
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         self.p = number("p", p, 0.0, 1.0)
         self.seed, self.offset = int(np.random.default_rng(rng).integers(1 << 63)), 0
