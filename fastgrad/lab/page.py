@@ -28,11 +28,8 @@ COLOURS = (
 DIVERGING = [[0.0, "#1b4f9c"], [0.5, "#ffffff"], [1.0, "#b3251e"]]
 
 GRID, LINE, INK = "#e5e7eb", "#9ca3af", "#1f2937"
-FONT = {
-    "family": "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif",
-    "size": 13,
-    "color": INK,
-}
+FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+FONT = {"family": FAMILY, "size": 13, "color": INK}
 
 
 def plotly_script() -> str:
@@ -110,9 +107,10 @@ def _figure(chart: Chart) -> dict[str, Any]:
         "plot_bgcolor": "white",
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "white", "bordercolor": LINE, "font": {**FONT, "size": 13}, "align": "left"},
-        "xaxis": _axis(chart.x_title, chart.log_x),
-        "yaxis": _axis(chart.y_title, chart.log_y),
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top", "traceorder": "normal"},
+        "xaxis": _axis(chart.x_title),
+        "yaxis": _axis(chart.y_title, chart.selected().column(chart.y) if chart.log_y else None),
+        # The page has its own: plotly's covers the axis on a narrow screen.
+        "showlegend": False,
         "dragmode": "zoom",
     }
     if chart.percent:
@@ -121,9 +119,10 @@ def _figure(chart: Chart) -> dict[str, Any]:
     return {"data": draw(chart, layout), "layout": layout}
 
 
-def _axis(title: str, log: bool) -> dict[str, Any]:
+def _axis(title: str, logarithmic: Sequence[float] | None = None) -> dict[str, Any]:
+    """Return an axis; of one that is logarithmic the values are given."""
     axis: dict[str, Any] = {
-        "title": {"text": title, "standoff": 10},
+        "title": {"text": title, "standoff": 10, "font": {**FONT, "size": 13}},
         "gridcolor": GRID,
         "linecolor": LINE,
         "zeroline": False,
@@ -131,8 +130,13 @@ def _axis(title: str, log: bool) -> dict[str, Any]:
         "tickcolor": LINE,
         "automargin": True,
     }
-    if log:
-        axis |= {"type": "log", "exponentformat": "power", "dtick": None, "nticks": 7}
+    if logarithmic is not None:
+        shown = [value for value in logarithmic if value > 0 and math.isfinite(value)]
+        decades = math.log10(max(shown) / min(shown)) if shown else 0.0
+        # Plotly writes powers of ten a quarter larger than other numbers.
+        axis |= {"type": "log", "exponentformat": "power", "tickfont": {**FONT, "size": 11}}
+        if decades > 1:
+            axis["dtick"] = max(1, math.ceil(decades / 6))
     return axis
 
 
@@ -159,7 +163,7 @@ def _bars(chart: Chart, layout: dict[str, Any]) -> list[dict[str, Any]]:
     figure = ".1%" if chart.percent else ".3~g"
     groups = chart.groups()
     if chart.x == chart.curves:
-        layout |= {"xaxis": layout["yaxis"], "yaxis": {**layout["xaxis"], "autorange": "reversed"}, "showlegend": False}
+        layout |= {"xaxis": layout["yaxis"], "yaxis": {**layout["xaxis"], "autorange": "reversed"}}
         layout["yaxis"] |= {"ticks": "", "gridcolor": "white"}
         names = list(groups)
         values = [groups[name][1][0] for name in names]
@@ -197,6 +201,7 @@ def _map(chart: Chart, layout: dict[str, Any]) -> list[dict[str, Any]]:
     names = list(groups)
     columns = next(iter(groups.values()))[0]
     values = [groups[name][1] for name in names]
+    limit = chart.limit
     layout["yaxis"] |= {"autorange": "reversed", "ticks": "", "title": {"text": ""}}
     layout["xaxis"] |= {"ticks": "", "side": "bottom"}
     return [
@@ -204,22 +209,26 @@ def _map(chart: Chart, layout: dict[str, Any]) -> list[dict[str, Any]]:
             "type": "heatmap",
             "x": columns,
             "y": names,
-            "z": values,
-            "zmin": -chart.limit,
-            "zmax": chart.limit,
+            # JSON has no infinity.
+            "z": [[max(-limit, min(limit, value)) for value in row] for row in values],
+            "zmin": -limit,
+            "zmax": limit,
             "colorscale": DIVERGING,
             "showscale": False,
             "xgap": 3,
             "ygap": 3,
             "text": [[_exponent(value) for value in row] for row in values],
             "texttemplate": "%{text}",
+            # Of a size that plotly does not shrink to the smallest cell.
+            "textfont": {"size": 12},
             "hovertemplate": f"<b>%{{x}}, %{{y}}</b><br>{chart.y_title} %{{text}}<extra></extra>",
         }
     ]
 
 
 def _exponent(value: float) -> str:
-    """Return -16.3 as "−16" and what stands for an exact 0 as "0 left"."""
-    if value <= -45.9:
-        return "exactly 0"
-    return f"{value:+.0f}".replace("-", "−").replace("+0", "0").replace("−0", "0") if abs(value) >= 0.5 else "0"
+    """Return -16.3 as "−16", 2.2 as "+2", and what is log10(0) as "−∞"."""
+    if math.isinf(value):
+        return "−∞" if value < 0 else "+∞"
+    whole = round(value)
+    return f"{whole:+d}".replace("-", "−") if whole else "0"

@@ -99,10 +99,10 @@ def run(work: Work, depth: int = 30, steps: int | None = None) -> Result:
         name="remedies",
         title="Which remedy brings a dead network back?",
         sentences=sentences(summary, depth),
-        method=f"A network of {depth} layers of {WIDTH} units with sigmoid and the old uniform initialisation, float32, "
-        f"that sorts points of the plain onto the {ARMS} arms of a spiral: {steps:,} steps of Adam (0.002) on {BATCH} "
-        f"new points each, then {TEST:,} test points. Each remedy changes that network in one place; “all” is ReLU, He "
-        "initialisation, LayerNorm, skip connections and clipping to 1 together. A third is right by chance.",
+        method=f"A network of {depth} layers of {WIDTH} units with sigmoid and the old uniform initialisation, in "
+        f"float32, that sorts points of the plane onto the {ARMS} arms of a spiral: {steps:,} steps of Adam (0.002) on "
+        f"{BATCH} new points each, then {TEST:,} test points. Each remedy changes that network in one place; “all” is "
+        "ReLU, He initialisation, LayerNorm, skip connections and clipping to 1 together. A third is right by chance.",
         charts=charts,
         tables=[summary, by_layer, by_step],
     )

@@ -66,7 +66,6 @@ class Chart:
     y_title: str
     where: dict[str, Any] = field(default_factory=dict)
     kind: str = "lines"
-    log_x: bool = False
     log_y: bool = False
     percent: bool = False
     limit: float = 10.0

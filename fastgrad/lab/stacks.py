@@ -11,25 +11,35 @@ import numpy as np
 from fastgrad import Adam, softmax_cross_entropy
 from fastgrad._arrays import Array
 from fastgrad.lab.result import Chart, Result, Table
-from fastgrad.lab.tasks import ARMS, spirals
+from fastgrad.lab.tasks import ARMS, SYMBOLS, majority, spirals
 from fastgrad.lab.words import joined, power, share
 from fastgrad.lab.work import Work, means
+from fastgrad.layers import Activation, Embedding, Layer, LayerNorm, Linear, Sequential, TransformerBlock
 from fastgrad.training.deep import DeepNetwork, Stack
 
 __all__ = ["WITH", "WITHOUT", "run", "sentences"]
 
-WIDTH, BATCH, TEST = 32, 64, 1000
+WIDTH, BATCH, TEST = 32, 64, 1024
+
+# Of the transformer: features, heads, features inside a block, places of a sequence, and sequences in a step.
+FEATURES, HEADS, INSIDE, PLACES, SEQUENCES = 32, 4, 64, 16, 16
 
 WITH, WITHOUT = "with skip connections", "without"
 
 
-def run(work: Work, depth: int | None = None, steps: int | None = None) -> Result:
+def run(work: Work, depth: int | None = None, blocks: int | None = None, steps: int | None = None) -> Result:
     """Train each network with and without its skip connections."""
-    depth, steps = depth or (200 if work.quick else 1000), steps or (60 if work.quick else 150)
+    depth, blocks = depth or (200 if work.quick else 1000), blocks or (24 if work.quick else 200)
+    steps = steps or (60 if work.quick else 100)
     layers: list[tuple[str, str, int, float]] = []
     losses: list[tuple[str, str, int, float]] = []
     outcome: list[tuple[str, str, float, float, float]] = []
-    networks = {f"{depth:,}-layer network": _Problem(partial(_network, depth), spirals, 3e-4)}
+    networks = {
+        f"{depth:,}-layer network": _Problem(partial(_network, depth), spirals, BATCH, 3e-4),
+        f"{blocks:,}-block transformer": _Problem(
+            partial(_transformer, blocks), partial(majority, PLACES), SEQUENCES, 1e-3
+        ),
+    }
     for title, problem in networks.items():
         for name in (WITH, WITHOUT):
             arriving, curve, accuracy = problem.train(work, f"{title}, {name}", name == WITH, steps)
@@ -70,9 +80,12 @@ def run(work: Work, depth: int | None = None, steps: int | None = None) -> Resul
         name="stacks",
         title="How deep can it go with skip connections?",
         sentences=sentences(summary),
-        method=f"The network of {depth:,} layers: {WIDTH} units each, LayerNorm, ReLU, He initialisation, points on the "
-        f"{ARMS} arms of a spiral, {BATCH} new ones in each of {steps} steps of Adam (0.0003, gradients clipped to 1), "
-        f"{TEST:,} test points.",
+        method=f"The network of {depth:,} layers: {WIDTH} units each, LayerNorm, ReLU, He initialisation, points on "
+        f"the {ARMS} arms of a spiral, {BATCH} new ones in each of {steps} steps of Adam (0.0003, gradients clipped to "
+        f"1), {TEST:,} test points. The transformer of {blocks:,} blocks: {FEATURES} features, {HEADS} heads, {INSIDE} "
+        f"features inside, norm before each part; {PLACES} symbols of {SYMBOLS}, half of them the one "
+        f"that is asked for at each place, {SEQUENCES} new sequences in each of {steps} steps of Adam (0.001, "
+        f"clipped to 1), {TEST:,} test sequences. Without skip connections the same layers follow each other.",
         charts=charts,
         tables=[summary, by_layer, by_step],
     )
@@ -80,10 +93,12 @@ def run(work: Work, depth: int | None = None, steps: int | None = None) -> Resul
 
 @dataclass(frozen=True)
 class _Problem:
-    """make(residual, rng): the network; draw(batch, rng): inputs and classes of any shape; lr: of Adam."""
+    """make(residual, rng): the network; draw(batch, rng): inputs and classes of any shape; batch: of a step; lr: of
+    Adam."""
 
     make: Callable[[bool, np.random.Generator], Stack]
     draw: Callable[[int, np.random.Generator], tuple[Array, Array]]
+    batch: int
     lr: float
 
     def train(self, work: Work, label: str, residual: bool, steps: int) -> tuple[list[float], list[float], float]:
@@ -94,7 +109,7 @@ class _Problem:
         losses: list[float] = []
         arriving: list[float] = []
         for _ in work.loop(label, steps):
-            x, classes = self.draw(BATCH, points)
+            x, classes = self.draw(self.batch, points)
             optimizer.zero_grad()
             logits = network.forward(x)
             loss, dlogits = softmax_cross_entropy(logits.reshape(-1, logits.shape[-1]), classes.reshape(-1))
@@ -102,13 +117,30 @@ class _Problem:
             arriving = arriving or [float(value) for value in network.arriving]
             optimizer.step()
             losses.append(float(loss))
-        x, classes = self.draw(TEST, work.rng(2))
-        accuracy = float((network.eval().forward(x).argmax(axis=-1) == classes).mean())
-        return arriving, losses, accuracy
+        network.eval()
+        held, right = work.rng(2), []
+        # What a thousand layers keep of all test points at once would be gigabytes.
+        for _ in range(TEST // self.batch):
+            x, classes = self.draw(self.batch, held)
+            right.append(float((network.forward(x).argmax(axis=-1) == classes).mean()))
+        return arriving, losses, float(np.mean(right))
 
 
 def _network(depth: int, residual: bool, rng: np.random.Generator) -> Stack:
     return DeepNetwork(2, WIDTH, depth, ARMS, activation="relu", init="he", norm="layer", residual=residual, rng=rng)
+
+
+def _transformer(blocks: int, residual: bool, rng: np.random.Generator) -> Stack:
+    def block() -> Layer:
+        whole = TransformerBlock(FEATURES, HEADS, INSIDE, rng=rng)
+        if residual:
+            return whole
+        return Sequential(
+            whole.norm1, whole.self_attn, whole.norm2, whole.linear1, Activation(whole.activation), whole.linear2
+        )
+
+    entry, inside = Embedding(SYMBOLS, FEATURES, rng=rng), [block() for _ in range(blocks)]
+    return Stack([entry], inside, [LayerNorm(FEATURES), Linear(FEATURES, SYMBOLS, rng=rng)])
 
 
 def sentences(summary: Table) -> tuple[str, str]:

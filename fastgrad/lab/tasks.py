@@ -9,7 +9,7 @@ import numpy as np
 
 from fastgrad._arrays import Array
 
-__all__ = ["ARMS", "SYMBOLS", "adding", "copying", "spirals"]
+__all__ = ["ARMS", "SYMBOLS", "adding", "copying", "majority", "spirals"]
 
 ARMS, SYMBOLS = 3, 8
 
@@ -45,3 +45,11 @@ def copying(steps: int, batch: int, rng: np.random.Generator) -> tuple[Array, Ar
     codes = np.full((steps, batch), SYMBOLS)
     codes[0], codes[-1] = symbol, SYMBOLS + 1
     return np.eye(SYMBOLS + 2, dtype=np.float32)[codes], symbol
+
+
+def majority(steps: int, batch: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return symbols (T, B) of eight, half of them one and the same, and that one for each place (T, B)."""
+    wanted = rng.integers(0, SYMBOLS, (1, batch))
+    other = rng.integers(0, SYMBOLS, (steps, batch))
+    answer = np.repeat(wanted, steps, axis=0)
+    return np.where(rng.random((steps, batch)) < 0.5, answer, other), answer
