@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import limit
 import naive
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 KINDS = ["relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "mish"]
 
@@ -57,14 +57,13 @@ def forward(kind: str) -> Work:
     return Work(
         f"activation {kind}",
         name_of([MATRIX]),
-        8 * x.size,
-        0,
+        *costs.activation(x.size),
         contestants(
             lambda: naive.FORWARD[kind](x),
             lambda: fastgrad.activation(x, kind, out=own),
             _torch_forward(kind, x, torchs) if torch else None,
         ),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
     )
 
 
@@ -93,10 +92,9 @@ def backward(kind: str, with_bias: bool = False) -> Work:
     return Work(
         f"activation_backward {kind}{' with bias_grad' if with_bias else ''}",
         name_of([MATRIX]),
-        12 * x.size,
-        x.size if with_bias else 0,
+        *costs.activation_backward(x.size, with_bias),
         contestants(by_hand, by_fastgrad, by_torch),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 2, 1)),
         # A sum of 8192 numbers of both signs, in another order.
         rtol=1e-4 if with_bias else 1e-5,
     )

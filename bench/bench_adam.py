@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-import limit
 import naive
 import numpy as np
 import peers
 import pytest
 from inputs import LISTS, ONE_TENSOR, copies, count, name_of, normals, zeros
 from machine import torch
-from turns import Contestant
 from work import DEEPSPEED, FASTGRAD, NUMPY, OPTAX, TORCH, Work, contestants, restore, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
+from fastgrad.profiling.turns import Contestant
 
 MAX_NORM = 1.0
 TENSORS = {"one-tensor": ONE_TENSOR, **LISTS}
@@ -93,21 +93,20 @@ def adam(name: str, clipped: bool, others: bool = False, fed: bool = False) -> W
             if deepspeed:
                 competitors[DEEPSPEED] = Contestant(deepspeed)
 
-    def least() -> limit.Limit:
+    def least() -> limits.Limit:
         elements = count(shapes)
-        streams = [limit.ones(elements) for _ in range(4)]
-        update = limit.moving(elements, 4, 3, in_place=True, streams=streams)
+        streams = [limits.ones(elements) for _ in range(4)]
+        update = limits.moving(elements, 4, 3, in_place=True, streams=streams)
         if not clipped:
-            return limit.of_memory(update)
+            return limits.of_memory(update)
         # The gradients are the last stream, which is only read, and are written anew like those of the others.
-        norm, written = limit.reading(elements, streams[-1]), np.ones_like(streams[-1])
-        return limit.of_memory(norm, update, before=lambda: np.copyto(streams[-1], written))
+        norm, written = limits.reading(elements, streams[-1]), np.ones_like(streams[-1])
+        return limits.of_memory(norm, update, before=lambda: np.copyto(streams[-1], written))
 
     return Work(
         f"{'clip + ' if clipped else ''}adam_step {name}{', norms taken before' if fed else ''}",
         name_of(shapes),
-        (32 if clipped else 28) * count(shapes),
-        (15 if clipped else 12) * count(shapes),
+        *costs.adam(count(shapes), clipped),
         competitors,
         limit=least,
         # torch and NumPy sum the norm in float32: on 124 M gradients torch's is off by 8e-4, and squares by twice that.

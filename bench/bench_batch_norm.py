@@ -5,7 +5,6 @@ Bytes an element: forward 12, backward 20; the statistics ask for a pass of thei
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 from inputs import QUICK, name_of, normal
@@ -13,6 +12,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 SHAPE = (64, 256) if QUICK else (8192, 1024)
 EPS = 1e-5
@@ -31,13 +31,13 @@ def forward() -> Work:
             return torch.ops.aten.native_batch_norm.out(x_t, w_t, b_t, None, None, True, 0.1, EPS, **out)[0]
 
     return Work(
-        "batch_norm", name_of([SHAPE]), 12 * x.size, 0,
+        "batch_norm", name_of([SHAPE]), *costs.batch_norm(x.size),
         contestants(
             lambda: naive.batch_norm(x, weight, bias, EPS)[0],
             lambda: fastgrad.batch_norm(x, weight, bias, eps=EPS, out=own)[0],
             by_torch,
         ),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
         rtol=1e-4,  # float32 sums over the rows, in three orders
     )  # fmt: skip
 
@@ -60,13 +60,13 @@ def backward() -> Work:
             )
 
     return Work(
-        "batch_norm_backward", name_of([SHAPE]), 20 * x.size, 0,
+        "batch_norm_backward", name_of([SHAPE]), *costs.batch_norm_backward(x.size),
         contestants(
             lambda: naive.batch_norm_backward(dy, x, weight, mean, rstd),
             lambda: fastgrad.batch_norm_backward(dy, saved, out=own),
             by_torch,
         ),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 2, 1)),
         rtol=1e-4,  # as above
     )  # fmt: skip
 

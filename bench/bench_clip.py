@@ -5,7 +5,6 @@ Bytes an element: 12 (read for the norm; read and written for the scaling). Flop
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from machine import torch
 from work import FASTGRAD, NUMPY, TORCH, Work, contestants, restore, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 MAX_NORM = 1.0
 
@@ -35,16 +35,15 @@ def clip(name: str) -> Work:
         def by_torch() -> object:
             return [torch.nn.utils.clip_grad_norm_(holders, MAX_NORM, foreach=True), *torchs]
 
-    def least() -> limit.Limit:
-        stream, written = limit.ones(size), np.ones(size, np.float32)
-        scaling = limit.moving(size, 1, 1, in_place=True, streams=[stream])
-        return limit.of_memory(limit.reading(size, stream), scaling, before=lambda: np.copyto(stream, written))
+    def least() -> limits.Limit:
+        stream, written = limits.ones(size), np.ones(size, np.float32)
+        scaling = limits.moving(size, 1, 1, in_place=True, streams=[stream])
+        return limits.of_memory(limits.reading(size, stream), scaling, before=lambda: np.copyto(stream, written))
 
     return Work(
         f"clip_by_global_norm {name}",
         name_of(shapes),
-        12 * count(shapes),
-        3 * count(shapes),
+        *costs.clip(count(shapes)),
         contestants(
             lambda: [naive.clip_by_global_norm(hand, MAX_NORM), *hand],
             lambda: [fastgrad.clip_by_global_norm(own, MAX_NORM), *own],

@@ -9,6 +9,7 @@ from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 import fastgrad
+from fastgrad.profiling import costs
 
 # Rows and classes: a step of the character model, and a vocabulary of a language model.
 SIZES = [(20, 96), (8, 1000)] if QUICK else [(2048, 96), (512, 50257)]
@@ -36,8 +37,7 @@ def loss(M: int, V: int) -> Work:
     return Work(
         f"softmax_cross_entropy {M} x {V}",
         f"{M}x{V}",
-        8 * logits.size,
-        0,
+        *costs.cross_entropy(logits.size),
         contestants(
             on_reference(lambda: fastgrad.softmax_cross_entropy(logits, targets, out=hand)),
             lambda: fastgrad.softmax_cross_entropy(logits, targets, out=own),

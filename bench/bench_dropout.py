@@ -5,7 +5,6 @@ Bytes an element: 8. Everybody drops other entries, so nobody returns any to be 
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 from inputs import MATRIX, name_of, normal
@@ -13,6 +12,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 P = 0.1
 
@@ -39,8 +39,8 @@ def forward() -> Work:
         return []
 
     return Work(
-        "dropout", name_of([MATRIX]), 8 * x.size, 0, contestants(by_numpy, by_fastgrad, by_torch),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        "dropout", name_of([MATRIX]), *costs.dropout(x.size), contestants(by_numpy, by_fastgrad, by_torch),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
     )  # fmt: skip
 
 

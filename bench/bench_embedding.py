@@ -13,6 +13,7 @@ from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 from fastgrad.linear import embedding, embedding_backward
+from fastgrad.profiling import costs
 
 # (V, E, n): rows of the table, their width, look-ups. The character model at its default size; a language model's.
 SIZES = [(96, 8, 20)] if QUICK else [(96, 64, 2048), (50257, 768, 4096)]
@@ -28,8 +29,7 @@ def forward(V: int, E: int, n: int) -> Work:
     return Work(
         f"embedding {(V, E, n)}",
         f"(V, E, n) = {(V, E, n)}",
-        8 * n * E + 8 * n,
-        0,
+        *costs.embedding(n, E),
         contestants(on_reference(lambda: embedding(weight, indices)), lambda: embedding(weight, indices), by_torch),
     )
 
@@ -44,8 +44,7 @@ def backward(V: int, E: int, n: int) -> Work:
     return Work(
         f"embedding_backward {(V, E, n)}",
         f"(V, E, n) = {(V, E, n)}",
-        4 * n * E + 8 * n + 4 * V * E,
-        n * E,
+        *costs.embedding_backward(n, E, V),
         contestants(
             on_reference(lambda: embedding_backward(dy, indices, V)),
             lambda: embedding_backward(dy, indices, V),

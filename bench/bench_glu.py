@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 
-import limit
 import naive
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 # unit -> the activation of its gate
 KINDS = {"swiglu": "silu", "geglu": "gelu"}
@@ -44,10 +44,9 @@ def forward(unit: str) -> Work:
     return Work(
         unit,
         name_of([MATRIX]),
-        12 * gate.size,
-        gate.size,
+        *costs.glu(gate.size),
         contestants(lambda: naive.FORWARD[kind](gate) * up, lambda: function(gate, up, out=own), by_torch),
-        limit=lambda: limit.of_memory(limit.moving(gate.size, 2, 1)),
+        limit=lambda: limits.of_memory(limits.moving(gate.size, 2, 1)),
     )
 
 
@@ -76,10 +75,9 @@ def backward(unit: str) -> Work:
     return Work(
         f"{unit}_backward",
         name_of([MATRIX]),
-        20 * gate.size,
-        3 * gate.size,
+        *costs.glu_backward(gate.size),
         contestants(by_hand, lambda: function(dy, gate, up, out=own), by_torch),
-        limit=lambda: limit.of_memory(limit.moving(gate.size, 3, 2)),
+        limit=lambda: limits.of_memory(limits.moving(gate.size, 3, 2)),
     )
 
 

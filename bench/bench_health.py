@@ -13,6 +13,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs
 
 
 def gradients(name: str) -> list[Array]:
@@ -60,8 +61,7 @@ def health(name: str) -> Work:
     return Work(
         f"health {name}",
         name_of(LISTS[name]),
-        4 * count(LISTS[name]),
-        2 * count(LISTS[name]),
+        *costs.norm(count(LISTS[name])),
         contestants(lambda: np.array(naive.health(grads)), by_fastgrad, by_torch_),
         rtol=1e-3,  # torch and NumPy sum in float32
     )

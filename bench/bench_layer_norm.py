@@ -5,7 +5,6 @@ Bytes an element: forward 8, backward 12; what belongs to a column or a row is l
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 from inputs import QUICK, name_of, normal
@@ -13,6 +12,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 SHAPE = (64, 256) if QUICK else (8192, 1024)
 EPS = 1e-5
@@ -33,13 +33,13 @@ def forward() -> Work:
             return torch.ops.aten.native_layer_norm.out(x_t, SHAPE[1:], w_t, b_t, EPS, **out)[0]
 
     return Work(
-        "layer_norm", name_of([SHAPE]), 8 * x.size, 0,
+        "layer_norm", name_of([SHAPE]), *costs.layer_norm(x.size),
         contestants(
             lambda: naive.layer_norm(x, weight, bias, EPS)[0],
             lambda: fastgrad.layer_norm(x, weight, bias, EPS, out=own)[0],
             by_torch,
         ),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
     )  # fmt: skip
 
 
@@ -61,13 +61,13 @@ def backward() -> Work:
             )
 
     return Work(
-        "layer_norm_backward", name_of([SHAPE]), 12 * x.size, 0,
+        "layer_norm_backward", name_of([SHAPE]), *costs.layer_norm_backward(x.size),
         contestants(
             lambda: naive.layer_norm_backward(dy, x, weight, mean, rstd),
             lambda: fastgrad.layer_norm_backward(dy, saved, out=own),
             by_torch,
         ),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 2, 1)),
         rtol=1e-4,  # float32 sums over the rows, in three orders
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 from fastgrad.linear import linear, linear_backward
+from fastgrad.profiling import costs
 
 # (M, K, N): rows, in, out. The head of the character model at its default size, and a square one.
 SIZES = [(20, 16, 9)] if QUICK else [(2048, 256, 96), (1024, 1024, 1024)]
@@ -27,8 +28,7 @@ def forward(M: int, K: int, N: int) -> Work:
     return Work(
         f"linear {(M, K, N)}",
         f"(M, K, N) = {(M, K, N)}",
-        4 * (M * K + N * K + N + M * N),
-        2 * M * N * K,
+        *costs.linear(M, K, N),
         contestants(on_reference(lambda: linear(x, weight, bias)), lambda: linear(x, weight, bias), by_torch),
         rtol=1e-4,
     )
@@ -53,8 +53,7 @@ def backward(M: int, K: int, N: int) -> Work:
     return Work(
         f"linear_backward {(M, K, N)}",
         f"(M, K, N) = {(M, K, N)}",
-        4 * (M * N + 2 * M * K + 2 * N * K + N),
-        4 * M * N * K + M * N,
+        *costs.linear_backward(M, K, N),
         contestants(
             on_reference(lambda: linear_backward(dy, x, weight)), lambda: linear_backward(dy, x, weight), by_torch
         ),

@@ -8,6 +8,7 @@ from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 import fastgrad
+from fastgrad.profiling import costs
 
 
 def loss() -> Work:
@@ -27,8 +28,7 @@ def loss() -> Work:
     return Work(
         "mse",
         name_of([MATRIX]),
-        12 * pred.size,
-        4 * pred.size,
+        *costs.mse(pred.size),
         contestants(
             on_reference(lambda: fastgrad.mse(pred, target, out=hand)),
             lambda: fastgrad.mse(pred, target, out=own),

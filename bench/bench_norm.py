@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import limit
 import naive
 import pytest
 from inputs import LISTS, count, name_of, normals
@@ -10,6 +9,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 
 def norm(name: str) -> Work:
@@ -23,10 +23,9 @@ def norm(name: str) -> Work:
     return Work(
         f"global_norm {name}",
         name_of(shapes),
-        4 * count(shapes),
-        2 * count(shapes),
+        *costs.norm(count(shapes)),
         contestants(lambda: naive.global_norm(grads), lambda: fastgrad.global_norm(grads), by_torch),
-        limit=lambda: limit.of_memory(limit.reading(count(shapes))),
+        limit=lambda: limits.of_memory(limits.reading(count(shapes))),
         rtol=1e-3,  # torch and NumPy sum in float32
     )
 

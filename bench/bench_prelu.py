@@ -5,7 +5,6 @@ Bytes an element: forward 8, backward 12. Flops: backward 2 an element, for the 
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 IMAGES = (2, 8, 14, 14) if QUICK else (32, 64, 56, 56)
 WEIGHTS = [1, IMAGES[1]]
@@ -29,10 +29,9 @@ def forward(weights: int) -> Work:
     return Work(
         f"prelu, weight ({weights},)",
         name_of([IMAGES]),
-        8 * x.size,
-        0,
+        *costs.activation(x.size),
         contestants(lambda: naive.prelu(x, weight), lambda: fastgrad.prelu(x, weight, out=own), by_torch),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 1, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 1, 1)),
     )
 
 
@@ -55,14 +54,13 @@ def backward(weights: int) -> Work:
     return Work(
         f"prelu_backward, weight ({weights},)",
         name_of([IMAGES]),
-        12 * x.size,
-        2 * x.size,
+        *costs.prelu_backward(x.size),
         contestants(
             lambda: naive.prelu_backward(dy, x, weight),
             lambda: fastgrad.prelu_backward(dy, x, weight, out=own),
             by_torch,
         ),
-        limit=lambda: limit.of_memory(limit.moving(x.size, 2, 1)),
+        limit=lambda: limits.of_memory(limits.moving(x.size, 2, 1)),
         rtol=1e-3,  # float32 sums of millions of numbers, in three orders
     )
 

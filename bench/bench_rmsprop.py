@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import limit
 import naive
 import pytest
 from inputs import LISTS, ONE_TENSOR, copies, count, name_of, normals, zeros
@@ -10,6 +9,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
+from fastgrad.profiling import costs, limits
 
 TENSORS = {"one-tensor": ONE_TENSOR, "200x1000": LISTS["200x1000"]}
 
@@ -45,10 +45,9 @@ def rmsprop(name: str) -> Work:
     return Work(
         f"rmsprop_step {name}",
         name_of(shapes),
-        20 * count(shapes),
-        6 * count(shapes),
+        *costs.rmsprop(count(shapes)),
         contestants(by_hand, by_fastgrad, by_torch),
-        limit=lambda: limit.of_memory(limit.moving(count(shapes), 3, 2, in_place=True)),
+        limit=lambda: limits.of_memory(limits.moving(count(shapes), 3, 2, in_place=True)),
     )
 
 

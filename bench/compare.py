@@ -20,8 +20,9 @@ import bench_norm
 import machine
 import recurrent
 from inputs import CELL, GPT2_SMALL, LONG_SEQUENCES, MATRIX, ONE_TENSOR, QUICK, SEQUENCES, TRAINER_SEQUENCE, count
-from turns import SPIN_DOWN, Times, by_turns
 from work import DEEPSPEED, FASTGRAD, LIMIT, NUMPY, OPTAX, TORCH, Work
+
+from fastgrad.profiling.turns import SPIN_DOWN, Times, by_turns
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -56,7 +57,7 @@ def headlines() -> dict[str, Callable[[], Work]]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: its name, and what was measured; scale: see `limit.Limit`."""
+    """One line of the table: its name, and what was measured; scale: see `limits.Limit`."""
 
     name: str
     work: Work

@@ -13,8 +13,9 @@ from typing import Any
 import machine
 import pytest
 from inputs import QUICK
-from turns import SPIN_DOWN, calibrate
 from work import CONTESTANTS, TORCH, Work
+
+from fastgrad.profiling.turns import SPIN_DOWN, calibrate
 
 THREADS = int(os.environ.get("FASTGRAD_BENCH_THREADS") or machine.cores())
 

@@ -29,9 +29,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # devtools and tests, for a rehearsal
 
 import numpy as np
+from fastgrad.kernels import cuda
 from inputs import Shape, count, gpt2_shapes, normal
 
 import fastgrad
+from fastgrad.profiling import costs
+from fastgrad.profiling.device_clock import DeviceClock
 
 FASTGRAD, CUPY, LIMIT = "fastgrad", "cupy", "limit"
 Run = Callable[[], object]
@@ -79,12 +82,12 @@ class Bench:
 
             emulated.register()
             self.xp: Any = emulated.Module
-            self.stream = None
         else:
             from fastgrad._gpu import require_gpu
 
             self.xp = require_gpu("bench/gpu.py")
-            self.stream = self.xp.cuda.Stream.null  # torch's default one too
+        # On the stream that is current, CuPy's default one: torch's too.
+        self.clock = DeviceClock(cuda.device_of(self.xp.empty(1, np.float32)))
         self.device = "cpu" if rehearse else "cuda"
 
     def array(self, host: np.ndarray) -> Any:
@@ -93,24 +96,9 @@ class Bench:
     def tensor(self, host: np.ndarray) -> Any:
         return self.torch.tensor(host, device=self.device)
 
-    def synchronize(self) -> None:
-        if not self.small:
-            self.xp.cuda.Device().synchronize()
-
     def milliseconds(self, run: Run, calls: int) -> float:
         """Return the mean time of a call on the device."""
-        if self.small:
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            return (time.perf_counter() - start) / calls * 1e3
-        begin, end = self.xp.cuda.Event(), self.xp.cuda.Event()
-        begin.record(self.stream)
-        for _ in range(calls):
-            run()
-        end.record(self.stream)
-        end.synchronize()
-        return self.xp.cuda.get_elapsed_time(begin, end) / calls
+        return self.clock.queued(run, calls) * 1e3
 
     def by_turns(self, case: Case, turns: int) -> tuple[dict[str, float], dict[str, str]]:
         """Return each contestant's median time, and who failed with what; who computes something else is not timed."""
@@ -124,7 +112,6 @@ class Bench:
                 del returned
                 expected = result if expected is None else expected
                 check_same(expected, result)
-                self.synchronize()
                 first = self.milliseconds(run, 2)
             except Exception as error:  # one contestant must not cost the record
                 failed[name] = f"{type(error).__name__}: {error}"[:400]
@@ -279,7 +266,7 @@ def adam(b: Bench, label: str, shapes: Sequence[Shape], max_norm: float | None) 
             results[f"torch {variant}"] = lambda parameters=parameters: parameters
     size = count(shapes)
     name = f"{'clip + ' if max_norm is not None else ''}Adam, {label}"
-    return Case(name, (28 if max_norm is None else 32) * size, 0, runs, results)
+    return Case(name, *costs.adam(size, max_norm is not None), runs, results)
 
 
 def norm(b: Bench, label: str, shapes: Sequence[Shape]) -> Case:
@@ -292,7 +279,7 @@ def norm(b: Bench, label: str, shapes: Sequence[Shape]) -> Case:
     if b.torch:
         tensors = [b.tensor(a) for a in hosts]
         runs["torch foreach"] = lambda: b.torch.nn.utils.get_total_norm(tensors, foreach=True)
-    return Case(f"global norm, {label}", 4 * count(shapes), 0, runs)
+    return Case(f"global norm, {label}", *costs.norm(count(shapes)), runs)
 
 
 def _cupy_backward(b: Bench, kind: str) -> Callable[[Any, Any], Any] | None:
@@ -336,7 +323,7 @@ def activation_backward(b: Bench, kind: str, bias: bool) -> Case:
         if backward is not None:
             runs["torch"] = lambda: backward(tdy, tx).sum(0) if bias else backward(tdy, tx)
     name = f"activation backward{' with bias gradient' if bias else ''}, {kind}, {rows} x {columns}"
-    return Case(name, 12 * rows * columns, 0, runs, {FASTGRAD: lambda: total} if bias else {})
+    return Case(name, *costs.activation_backward(rows * columns, bias), runs, {FASTGRAD: lambda: total} if bias else {})
 
 
 def cross_entropy(b: Bench) -> Case:
@@ -354,7 +341,12 @@ def cross_entropy(b: Bench) -> Case:
 
         runs["torch"] = run
         results["torch"] = lambda: t.grad
-    return Case(f"softmax cross-entropy with its gradient, {rows} x {classes}", 8 * rows * classes, 0, runs, results)
+    return Case(
+        f"softmax cross-entropy with its gradient, {rows} x {classes}",
+        *costs.cross_entropy(rows * classes),
+        runs,
+        results,
+    )
 
 
 def _cupy_lstm(b: Bench, x: Any, w: Any, u: Any, bias: Any, H: int) -> Run:
@@ -445,10 +437,12 @@ def recurrent(b: Bench, cell: str, T: int, B: int, I: int, H: int) -> Case:  # n
 
         runs["torch (cuDNN)"] = torch_run
         results["torch (cuDNN)"] = lambda: layer.weight_ih_l0.grad
-    flops = 3 * 2 * T * B * gates * H * (I + H)
-    size = T * B
-    moved = 4 * (size * (2 * I + 2 * H) + 3 * gates * H * (I + H) + 2 * 2 * size * (gates + 2) * H)
-    return Case(f"{cell.upper()} forward + backward, (T, B, I, H) = ({T}, {B}, {I}, {H})", moved, flops, runs, results)
+    return Case(
+        f"{cell.upper()} forward + backward, (T, B, I, H) = ({T}, {B}, {I}, {H})",
+        *costs.recurrent(cell, T, B, I, H),
+        runs,
+        results,
+    )
 
 
 SEQUENCES = [

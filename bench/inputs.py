@@ -18,6 +18,8 @@ QUICK = os.environ.get("FASTGRAD_BENCH_QUICK", "0") not in ("", "0")
 
 # Rows and columns of the elementwise benchmarks: 64 MiB an array, larger than the caches of most machines.
 MATRIX: Shape = (64, 256) if QUICK else (8192, 2048)
+# Rows and columns of the product whose rate is the limit of recurrent layers.
+PRODUCT = 128 if QUICK else 2048
 ONE_TENSOR: list[Shape] = [(1 << 16,)] if QUICK else [(1 << 25,)]
 SMALL_TENSORS: list[Shape] = [(1000,)] * 200
 

@@ -1,51 +1,15 @@
-"""The machine, the versions and the number of threads: what a number must travel with. And torch, or None."""
+"""The machine, the versions and the number of threads, from `fastgrad profile`; and torch, or None."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import platform
-from importlib.metadata import version
 from typing import Any
 
-import threadpoolctl
-
-import fastgrad
 from fastgrad._machine import allowed_cores as cores
 from fastgrad._machine import processor
+from fastgrad.profiling import environment
+from fastgrad.profiling.environment import describe, products, set_threads, versions
+
+__all__ = ["cores", "describe", "processor", "products", "set_threads", "torch", "versions"]
 
 # A peer, not a dependency: without it its columns stay empty.
-torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
-
-PACKAGES = ("numpy", "numba", "scipy") + (("torch",) if torch else ())
-
-
-def set_threads(n: int) -> None:
-    """Let fastgrad, torch and NumPy's BLAS use n threads each, for the rest of the process.
-
-    Raises:
-        ValueError: n is more than fastgrad can use; see `fastgrad.set_num_threads`.
-    """
-    fastgrad.set_num_threads(n)
-    threadpoolctl.threadpool_limits(n, user_api="blas")
-    if torch:
-        torch.set_num_threads(n)
-
-
-def products() -> str:
-    """Return what NumPy multiplies matrices with, and the processor whose kernels it takes."""
-    found = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
-    described = [f"{i['internal_api']} {i['version']} ({i.get('architecture', 'unknown')} kernels)" for i in found]
-    return ", ".join(dict.fromkeys(described)) or "an unknown library"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that times depend on, by name."""
-    own = {"python": platform.python_version(), "fastgrad": fastgrad.__version__}
-    return own | {name: version(name) for name in PACKAGES}
-
-
-def describe(threads: int) -> str:
-    """Return one line: processor, cores, threads, system, versions."""
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
-    return f"{processor()}, {cores()} cores, {threads} threads, {platform.system()}; {packages}"
+torch: Any = environment.torch()

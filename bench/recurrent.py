@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import limit
-from inputs import CELL, Array, normal
+from inputs import CELL, PRODUCT, Array, normal
 from machine import torch
 from work import Work, contestants, on_reference, tensors
 
 import fastgrad
-
-GATES = {"lstm": 4, "gru": 3}
+from fastgrad.profiling import costs, limits
 
 
 def _weights(gates: int, I: int, H: int) -> list[Array]:  # noqa: E741  the letters of DESIGN and torch
@@ -37,7 +35,7 @@ def _torch_module(module: Any, weights: list[Array]) -> list[Any]:
 
 def sequence(cell: str, T: int, B: int, I: int, H: int) -> Work:  # noqa: E741
     """A layer over a sequence, with the gradient of its whole output."""
-    gates = GATES[cell]
+    gates = costs.GATES[cell]
     x, dy = normal(0, T, B, I), normal(1, T, B, H)
     states = [normal(2 + k, B, H, scale=0.5) for k in range(2 if cell == "lstm" else 1)]
     weights = _weights(gates, I, H)
@@ -65,17 +63,16 @@ def sequence(cell: str, T: int, B: int, I: int, H: int) -> Work:  # noqa: E741
     return Work(
         f"{cell} forward + backward {(T, B, I, H)}",
         f"(T, B, I, H) = {(T, B, I, H)}",
-        4 * 2 * (x.size + dy.size + sum(weight.size for weight in weights)),
-        6 * gates * T * B * H * (I + H),
+        *costs.recurrent(cell, T, B, I, H),
         contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
-        limit=lambda: limit.of_products(6 * gates * T * B * H * (I + H)),
+        limit=lambda: limits.of_products(costs.recurrent(cell, T, B, I, H).flops, PRODUCT),
         rtol=1e-4,
     )
 
 
 def step(cell: str) -> Work:
     """One step of a cell, with the gradients of all that it returns."""
-    gates, (B, H) = GATES[cell], CELL
+    gates, (B, H) = costs.GATES[cell], CELL
     x = normal(0, B, H)
     states = [normal(2 + k, B, H, scale=0.5) for k in range(2 if cell == "lstm" else 1)]
     dstates = [normal(4 + k, B, H) for k in range(len(states))]
@@ -104,9 +101,8 @@ def step(cell: str) -> Work:
     return Work(
         f"{cell}_cell forward + backward",
         f"B = {B}, I = H = {H}",
-        4 * 2 * (2 * x.size + sum(weight.size for weight in weights)),
-        6 * gates * B * H * 2 * H,
+        *costs.recurrent(cell, 1, B, H, H),
         contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
-        limit=lambda: limit.of_products(6 * gates * B * H * 2 * H),
+        limit=lambda: limits.of_products(costs.recurrent(cell, 1, B, H, H).flops, PRODUCT),
         rtol=1e-4,
     )

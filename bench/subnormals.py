@@ -15,9 +15,9 @@ from collections.abc import Callable
 import machine
 import numpy as np
 from inputs import QUICK, TRAINER_SEQUENCE, normal
-from turns import Contestant, by_turns
 
 import fastgrad
+from fastgrad.profiling.turns import Contestant, by_turns
 
 FACTORS = {"usual": np.float32(1), "subnormal": np.float32(2.0**-130)}
 SIZES = (1 << 10, 1 << 12) if QUICK else (1 << 15, 1 << 23)

@@ -1,6 +1,6 @@
 """Train one character model three ways, by turns: fastgrad, fastgrad on its reference kernels, and PyTorch.
 
-    python bench/train_vs_torch.py [--cell gru]
+    python bench/train_vs_torch.py [--model gru]
 
 The model is that of `fastgrad train` at its default size: Embedding(V, 64) -> LSTM(64, 256) -> Linear(256, V), batch
 32, 64 steps, Adam 3e-3, global norm clipped to 1, the state carried over and detached, on the text inside Python. All
@@ -17,9 +17,9 @@ from typing import Any
 import machine
 from inputs import QUICK
 from machine import torch
-from turns import SPIN_DOWN, Contestant, by_turns
 from work import FASTGRAD, NUMPY, TORCH
 
+from fastgrad.profiling.turns import SPIN_DOWN, Contestant, by_turns
 from fastgrad.training import BUILT_IN, Config, Corpus, Trainer, read_text
 
 SMALL = {"embedding": 8, "hidden": 16, "seq_length": 8, "batch": 4} if QUICK else {}
@@ -30,7 +30,7 @@ class TorchTrainer:
 
     def __init__(self, trainer: Trainer) -> None:
         config, V = trainer.config, len(trainer.corpus.vocabulary)
-        rnn = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[config.cell]
+        rnn = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[config.model]
         self.embedding = torch.nn.Embedding(V, config.embedding)
         self.rnn = rnn(config.embedding, config.hidden, config.layers)
         self.head = torch.nn.Linear(config.hidden, V)
@@ -83,7 +83,7 @@ def repeated(step: Callable[[], float], times: int) -> Callable[[], None]:
 def main() -> None:
     """Compare the losses, then the speeds, and print both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=["lstm", "gru"], default="lstm")
+    parser.add_argument("--model", choices=["lstm", "gru"], default="lstm")
     parser.add_argument("--threads", type=int, default=machine.cores(), help="of every contestant (default: all cores)")
     parser.add_argument("--turns", type=int, default=3 if QUICK else 7, help="default: %(default)s")
     parser.add_argument("--steps-per-turn", type=int, default=2 if QUICK else 20, help="default: %(default)s")
@@ -97,11 +97,11 @@ def main() -> None:
     except ValueError as error:
         parser.error(f"--threads: {error}")
 
-    config, corpus = Config(cell=arguments.cell, **SMALL), Corpus.from_text(read_text(BUILT_IN))
+    config, corpus = Config(model=arguments.model, **SMALL), Corpus.from_text(read_text(BUILT_IN))
     characters = config.batch * config.seq_length
     print(f"{datetime.date.today().isoformat()}, {machine.describe(arguments.threads)}")
     print(
-        f"{config.cell.upper()} {config.embedding} -> {config.hidden}, batch {config.batch}, "
+        f"{config.model.upper()} {config.embedding} -> {config.hidden}, batch {config.batch}, "
         f"{config.seq_length} steps, Adam {config.lr}, clip {config.clip}, {config.dtype}, text {BUILT_IN}"
     )
     steps = racers(config, corpus)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from limit import Limit
 from machine import torch
-from turns import Contestant
 
 import fastgrad
+from fastgrad.profiling.costs import Cost
+from fastgrad.profiling.limits import Limit
+from fastgrad.profiling.turns import Contestant
 
 Array = np.ndarray
 
@@ -19,16 +20,13 @@ NUMPY, FASTGRAD, TORCH, OPTAX, DEEPSPEED = "numpy", "fastgrad", "torch", "optax"
 LIMIT = "limit"
 CONTESTANTS = (NUMPY, FASTGRAD, TORCH)  # of the pytest-benchmark suites; `compare.py` takes all
 
-# Work with more flops than this for each byte is limited by arithmetic, and its rate is given in GFLOP/s.
-FLOPS_PER_BYTE = 8
-
 
 @dataclass(frozen=True)
 class Work:
     """group: the heading under which the contestants stand side by side.
 
     bytes: of the arguments and results of a call, each once as it is read or written; flops: multiplications and
-    additions of products and updates. README.md has the formulas.
+    additions of products and updates, both of fastgrad.profiling.costs.
     contestants: `run` returns the arrays that all must agree on, in one order, in any nesting of tuples and lists.
     limit: what the machine allows, timed in turn with the contestants; built when called, for its arrays.
     rtol: the largest difference of two contestants, relative to the largest entry of the array.
@@ -45,9 +43,7 @@ class Work:
 
     def rate(self, seconds: float) -> str:
         """Return the rate of a call that took so long, in the unit of what limits it."""
-        if self.flops > FLOPS_PER_BYTE * self.bytes:
-            return f"{self.flops / seconds * 1e-9:.1f} GFLOP/s"
-        return f"{self.bytes / seconds * 1e-9:.1f} GB/s"
+        return Cost(self.bytes, self.flops).rate(seconds)
 
     def verify(self) -> None:
         """Run every contestant once from its initial state, and compare what they return.

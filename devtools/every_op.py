@@ -90,9 +90,18 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
         each(fg.prelu(x, weight), fg.prelu_backward(dy, x, weight))
     for shape in SHAPES:
         each(fg.dropout(normal(*shape), 0.3, 1, 2), fg.dropout_backward(normal(*shape), 0.3, 1, 2))
+        x, dy = normal(*shape), normal(*shape)
+        total = {"bias_grad": xp.zeros(shape[-1:], dtype)} if shape else {}
+        each(fg.activation_dropout(x, "silu", 0.3, 1, 2), fg.activation_dropout_backward(dy, x, "silu", 0.3, 1, 2))
+        each(fg.activation_dropout_backward(dy, x, "silu", 0.3, 1, 2, **total), *total.values())
     for rows, columns in ((1, 1), (9, 33), (70, 64), (2, 20000)):
         _, normalised = fg.layer_norm(normal(rows, columns), normal(columns), normal(columns))
         each(fg.layer_norm_backward(normal(rows, columns), normalised))
+    for B, H, T, S, D in ((1, 1, 1, 1, 1), (2, 3, 33, 33, 8), (1, 2, 17, 70, 33), (1, 1, 5, 9, 130)):
+        attended: list[dict[str, Any]] = [{}, {"causal": True}, {"lengths": [S // 2] * B}, {"dropout": 0.3, "seed": 1}]
+        for options in attended:
+            y, weighed = fg.attention(normal(B, H, T, D), normal(B, H, S, D), normal(B, H, S, D), **options)
+            each(y, fg.attention_backward(normal(B, H, T, D), weighed))
     for shape in ((9, 33), (300, 64), (3, 5, 7), (2, 3, 8, 8)):
         for training in (True, False):
             channels = [normal(shape[1]) for _ in range(3)]
@@ -159,6 +168,10 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
     each(table.forward(xp.asarray(rng.integers(0, 11, (3, 4)))))
     table.backward(normal(3, 4, 6))
     each(table.weight.grad)
+    block: Any = layers.TransformerBlock(12, 3, 20, "swiglu", causal=True, dropout=0.2, rng=3, dtype=dtype)
+    if xp is not np:
+        block.to("gpu")
+    each(block.forward(normal(9, 2, 12)), block.backward(normal(9, 2, 12)), [p.grad for p in block.parameters()])
     return calls
 
 

@@ -19,6 +19,7 @@ from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, 
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
 from fastgrad.recurrent import (
     gru,
     gru_backward,
@@ -30,15 +31,16 @@ from fastgrad.recurrent import (
     lstm_cell_backward,
     reorder_gates,
 )
-from fastgrad.regularization import dropout, dropout_backward
+from fastgrad.regularization import activation_dropout, activation_dropout_backward, dropout, dropout_backward
 from fastgrad.steps import adam_step, rmsprop_step, sgd_step
 
 if TYPE_CHECKING:
-    from fastgrad import init, layers, pruning, schedules
+    from fastgrad import init, layers, pruning, schedules, testing
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
+    from fastgrad.profiling.model import profile_model
     from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -52,6 +54,8 @@ __all__ = [
     "RMSprop",
     "activation",
     "activation_backward",
+    "activation_dropout",
+    "activation_dropout_backward",
     "adam_step",
     "adaptive_clip",
     "attention",
@@ -79,6 +83,8 @@ __all__ = [
     "init",
     "layer_norm",
     "layer_norm_backward",
+    "layer_norm_lstm",
+    "layer_norm_lstm_backward",
     "layers",
     "lstm",
     "lstm_backward",
@@ -87,6 +93,7 @@ __all__ = [
     "mse",
     "prelu",
     "prelu_backward",
+    "profile_model",
     "pruning",
     "reorder_gates",
     "rmsprop_step",
@@ -99,11 +106,12 @@ __all__ = [
     "subnormals",
     "swiglu",
     "swiglu_backward",
+    "testing",
     "warmup",
 ]
 
 # Imported at their first use (PEP 562), so that a program which only calls kernels does not load them.
-_LAZY_MODULES = {"init", "layers", "pruning", "schedules"}
+_LAZY_MODULES = {"init", "layers", "pruning", "schedules", "testing"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
@@ -111,6 +119,7 @@ _LAZY_NAMES = {
     "RMSprop": "optim",
     "SGD": "optim",
     "doctor": "_doctor",
+    "profile_model": "profiling.model",
     "set_num_threads": "threads",
     "warmup": "_warmup",
 }

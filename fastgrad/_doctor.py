@@ -7,13 +7,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from fastgrad import _gpu, _machine
+from fastgrad._dispatch import backend as use_backend
 from fastgrad._dispatch import get_backend
 
 # What the kernels use of a processor, best first: feature in LLVM's name, in that of /proc/cpuinfo, name, bytes.
@@ -29,7 +30,7 @@ LAYERS = {
     "omp": "OpenMP: several Python threads can run kernels at once",
     "workqueue": "workqueue: parallel kernels of several Python threads take turns",
 }
-PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch")
+PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch", "cupy-cuda13x", "cupy-cuda12x", "cupy")
 MEASURED_BYTES = 1 << 26  # of each array that is copied: past most caches
 MEASURED_SECONDS = 0.12  # for each of six figures
 
@@ -41,11 +42,13 @@ class Finding:
     topic: what it is about, "threads" for instance.
     value: what was found.
     advice: what to do where that is a limit; "" where there is nothing to do.
+    broken: whether something does not work that should; a limit is no such thing.
     """
 
     topic: str
     value: str
     advice: str = ""
+    broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,20 @@ class DoctorReport:
                 return finding
         raise KeyError(f"{topic!r}: expected one of {', '.join(f.topic for f in self.findings)}")
 
+    @property
+    def broken(self) -> bool:
+        """Whether anything is broken: the exit status of `fastgrad doctor`."""
+        return any(finding.broken for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {"broken": self.broken, "findings": [asdict(finding) for finding in self.findings]}
+
     def __str__(self) -> str:
         width = max(len(finding.topic) for finding in self.findings)
         lines = []
         for finding in self.findings:
-            lines.append(f"{finding.topic:{width}}  {finding.value}")
+            lines.append(f"{finding.topic:{width}}  {'BROKEN: ' if finding.broken else ''}{finding.value}")
             if finding.advice:
                 lines.append(f"{'':{width}}  -> {finding.advice}")
         return "\n".join(lines)
@@ -73,8 +85,9 @@ class DoctorReport:
 def doctor(measure: bool = False) -> DoctorReport:
     """Say what this machine can do for the kernels, and what keeps them from doing more.
 
-    Looks at the processor and its vectors, cores, threads and the threading layer, the compile cache, huge pages,
-    memory, versions and the GPU. Nothing is changed, and nothing missing is an error: what can't be found out is said.
+    Looks at the processor and its vectors, cores, threads and the threading layer, NumPy's BLAS, the compile cache and
+    whether a kernel compiles and is right, huge pages, memory, versions, the GPU and its compiler. Nothing is changed,
+    and nothing missing is an error: what can't be found out is said.
 
     Args:
         measure: also spend about a second on what is reached: copying with stores past the caches, and matrix products
@@ -90,11 +103,14 @@ def doctor(measure: bool = False) -> DoctorReport:
         ("cores", cores),
         ("threads", threads),
         ("threading layer", threading_layer),
+        ("blas", blas),
         ("compile cache", compile_cache),
+        ("kernels", kernels),
         ("huge pages", huge_pages),
         ("memory", memory),
         ("backend", backend),
         ("gpu", gpu),
+        ("nvrtc", nvrtc),
     ]
     if measure:
         sections += [
@@ -112,7 +128,7 @@ def _examined(topic: str, section: Callable[[], Finding]) -> Finding:
     except Exception as error:
         message = " ".join(str(error).split())
         advice = "Numba can't be used: pip install --upgrade fastgrad numba" if isinstance(error, ImportError) else ""
-        return Finding(topic, f"not known: {type(error).__name__}: {message}", advice)
+        return Finding(topic, f"not known: {type(error).__name__}: {message}", advice, True)
 
 
 def _version(package: str) -> str | None:
@@ -203,6 +219,42 @@ def threading_layer() -> Finding:
     return Finding("threading layer", LAYERS.get(layer, layer), advice)
 
 
+def blas() -> Finding:
+    """What NumPy multiplies matrices with: fastgrad does not, but its threads are on the same cores."""
+    import threadpoolctl
+
+    found = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+    if not found:
+        return Finding("blas", "not known: threadpoolctl does not see NumPy's")
+    parts = [
+        f"{info['internal_api']} {info['version'] or ''} ({info.get('architecture', 'unknown')} kernels), "
+        f"{info['num_threads']} thread{'s' if info['num_threads'] > 1 else ''}"
+        for info in found
+    ]
+    most, usable = max(info["num_threads"] for info in found), _machine.usable_cores()
+    advice = ""
+    if most > usable:
+        names = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "blis": "BLIS_NUM_THREADS"}
+        name = names.get(found[0]["internal_api"], "OMP_NUM_THREADS")
+        advice = f"more threads than the {usable} that can run at once get in each other's way: export {name}={usable}"
+    return Finding("blas", "; ".join(dict.fromkeys(parts)), advice)
+
+
+def kernels() -> Finding:
+    """Whether a kernel compiles, runs on all threads, and is right."""
+    from fastgrad.activations import activation
+
+    x = np.linspace(-3.0, 3.0, 1 << 17, dtype=np.float32)
+    start = time.perf_counter()
+    with use_backend("cpu"):
+        found = activation(x, "relu")
+    seconds = time.perf_counter() - start
+    if not np.array_equal(found, np.maximum(x, 0)):
+        advice = "empty the compile cache: rm -r ~/.cache/fastgrad, or set FASTGRAD_CACHE_DIR to an empty folder"
+        return Finding("kernels", "a kernel computes something else than its definition", advice, True)
+    return Finding("kernels", f"one compiled or loaded, run and found right in {seconds:.2f} s")
+
+
 def compile_cache() -> Finding:
     from fastgrad.kernels import runtime
 
@@ -210,11 +262,11 @@ def compile_cache() -> Finding:
     wanted = "set FASTGRAD_CACHE_DIR to a folder that this user owns and can write"
     trouble = "; ".join(state.trouble)
     if not state.folders:
-        return Finding("compile cache", "none, each process compiles anew", f"{trouble}: {wanted}")
+        return Finding("compile cache", "none, each process compiles anew", f"{trouble}: {wanted}", True)
     parts = []
     for folder in state.folders:
         sizes = [path.stat().st_size for path in folder.glob("*.bin")]
-        kept = "" if folder == state.written else ", read only"
+        kept = ", writable" if folder == state.written else ", read only"
         parts.append(f"{folder}: {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB{kept}")
     if state.written is None:
         parts.append("what is not there each process compiles anew")
@@ -250,11 +302,14 @@ def backend() -> Finding:
 
 
 def gpu() -> Finding:
-    cupy, reason, advice = _gpu.gpu_status()
+    cupy, reason, advice, broken = _gpu.gpu_status()
     if cupy is None:
         installed = sys.modules.get("cupy")
         compiler = "" if installed is None else f"; {_compiler(installed)}"
-        return Finding("gpu", f"none: {reason}{compiler}", advice)
+        driver = _machine.nvidia_driver()
+        if driver is not None:
+            compiler += f"; driver {driver}"
+        return Finding("gpu", f"none: {reason}{compiler}", advice, broken)
     runtime = cupy.cuda.runtime
     parts = []
     for ordinal in range(runtime.getDeviceCount()):
@@ -262,6 +317,36 @@ def gpu() -> Finding:
         capability = f"compute capability {found['major']}.{found['minor']}"
         parts.append(f"{found['name'].decode()} ({capability}, {found['totalGlobalMem'] / 1e9:.0f} GB)")
     return Finding("gpu", ", ".join([*parts, f"CuPy {cupy.__version__}", _compiler(cupy)]))
+
+
+ONE_LINE = 'extern "C" __global__ void one(float* x) { *x = 1.0f; }'
+
+
+def nvrtc() -> Finding:
+    """Whether NVIDIA's run-time compiler compiles a line; it needs no GPU for that."""
+    status = _gpu.gpu_status()
+    cupy = status.cupy or sys.modules.get("cupy")
+    install = 'pip install "fastgrad[cuda13]" (or cuda12) brings it'
+    if cupy is None:
+        return Finding("nvrtc", "not asked: it is reached through CuPy, which is not there")
+    version = _gpu.nvrtc_version(cupy)
+    if version is None:
+        return Finding("nvrtc", "CuPy does not find it", install, status.cupy is not None)
+    compiler, title = cupy.cuda.nvrtc, f"NVRTC {version[0]}.{version[1]}"
+    architecture = "compute_75"  # the oldest that CUDA 13 knows
+    if status.cupy is not None:
+        found = cupy.cuda.runtime.getDeviceProperties(0)
+        architecture = f"compute_{found['major']}{found['minor']}"
+    try:
+        program = compiler.createProgram(ONE_LINE, "one.cu", [], [])
+        compiler.compileProgram(program, [f"--gpu-architecture={architecture}"])
+        size = len(compiler.getPTX(program))
+        compiler.destroyProgram(program)
+    except Exception as error:
+        message = " ".join(str(error).split())
+        advice = f"pip install --force-reinstall nvidia-cuda-nvrtc~={version[0]}.{version[1]}"
+        return Finding("nvrtc", f"{title} can't compile a line for {architecture}: {message}", advice, True)
+    return Finding("nvrtc", f"{title} compiles a line for {architecture}: {size} bytes of PTX")
 
 
 def _compiler(cupy: Any) -> str:

@@ -6,17 +6,22 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastgrad import _machine
 from fastgrad._arrays import Array, to_host
 
 DEVICES = ("cpu", "gpu")
 
 
 class GPUStatus(NamedTuple):
-    """cupy where a device can be used, else None, the reason, and what to do about it: half a sentence each."""
+    """cupy where a device can be used, else None, the reason, and what to do about it: half a sentence each.
+
+    broken: whether something that is installed does not work; a GPU or CuPy that is merely absent is no such thing
+    """
 
     cupy: Any
     reason: str | None = None
     advice: str = ""
+    broken: bool = False
 
 
 @functools.cache
@@ -31,13 +36,12 @@ def gpu_status() -> GPUStatus:
     except ModuleNotFoundError as error:
         if error.name == "cupy":
             return GPUStatus(None, "CuPy is not installed", install)
-        return GPUStatus(None, f"CuPy can't be imported ({_described(error)})", install)
+        return GPUStatus(None, f"CuPy can't be imported ({_described(error)})", install, True)
     except OSError as error:  # of its cache folder, which it makes when it is imported
-        return GPUStatus(
-            None, f"CuPy can't be imported ({_described(error)})", "set CUPY_CACHE_DIR to a folder that can be written"
-        )
+        reason = f"CuPy can't be imported ({_described(error)})"
+        return GPUStatus(None, reason, "set CUPY_CACHE_DIR to a folder that can be written", True)
     except Exception as error:
-        return GPUStatus(None, f"CuPy can't be imported ({_described(error)})", install)
+        return GPUStatus(None, f"CuPy can't be imported ({_described(error)})", install, True)
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -45,6 +49,8 @@ def gpu_status() -> GPUStatus:
             None,
             f"CuPy {cupy.__version__} is installed but finds no GPU ({' '.join(str(error).split())})",
             "it needs an NVIDIA GPU and its driver, see what nvidia-smi says",
+            # CUDA says the same of no driver and of one that is too old.
+            _machine.nvidia_driver() is not None,
         )
     if count == 0:
         return GPUStatus(None, "there is no CUDA device", "CUDA_VISIBLE_DEVICES may hide it")
@@ -53,6 +59,7 @@ def gpu_status() -> GPUStatus:
             None,
             f"CuPy {cupy.__version__} finds a GPU, but not NVRTC, which compiles the kernels",
             'pip install "fastgrad[cuda13]" (or cuda12) brings it',
+            True,
         )
     return GPUStatus(cupy)
 

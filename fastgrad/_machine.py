@@ -101,3 +101,9 @@ def huge_pages() -> str | None:
     """Return the system's setting for transparent huge pages: always, madvise or never."""
     match = re.search(r"\[(\w+)\]", read(_SYS / "kernel/mm/transparent_hugepage/enabled") or "")
     return match[1] if match else None
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's driver in the kernel, None where there is none."""
+    match = re.search(r"Kernel Module\b.*?\s(\d+\.\d[\d.]*)", read(_PROC / "driver/nvidia/version") or "")
+    return match[1] if match else None

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "cell", "matmul", "linear"),
-    "lstm": ("lstm", "cell", "matmul", "linear"),
+    "gru": ("gru", "cell", "matmul", "linear", "between_steps", "dropout"),
+    "lstm": ("lstm", "cell", "matmul", "linear", "between_steps", "dropout"),
+    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "between_steps", "dropout"),
+    "attention": ("attention",),
     "linear": ("linear", "matmul"),
     "activation": ("activation",),
     "prelu": ("prelu",),
@@ -43,6 +45,7 @@ STEMS: dict[str, tuple[str, ...]] = {
     "layer_norm": ("layer_norm",),
     "batch_norm": ("batch_norm",),
     "dropout": ("dropout",),
+    "activation_dropout": ("activation_dropout",),
     "softmax_cross_entropy": ("cross_entropy",),
     "binary_cross_entropy_with_logits": ("binary_cross_entropy",),
     "mse": ("mse",),
@@ -58,6 +61,8 @@ STEMS: dict[str, tuple[str, ...]] = {
     "rmsprop_step": ("rmsprop", "norm"),
 }
 _GLU_KINDS = {"swiglu": "silu", "geglu": "gelu"}
+# With a dropout; the others are compiled when first called: all of them would double what `warmup` has to do.
+_DROPPED_KINDS = ["relu", "gelu", "silu"]
 _OTHER_NAMES = {
     "Adam": "adam_step",
     "AdamW": "adam_step",
@@ -65,12 +70,15 @@ _OTHER_NAMES = {
     "RMSprop": "rmsprop_step",
     "LSTM": "lstm",
     "GRU": "gru",
+    "LayerNormLSTM": "layer_norm_lstm",
     "Linear": "linear",
     "GradientNorm": "global_norm",
     "Embedding": "embedding",
     "LayerNorm": "layer_norm",
     "BatchNorm": "batch_norm",
     "Dropout": "dropout",
+    "MultiHeadAttention": "attention",
+    "PReLU": "prelu",
 }
 
 # Kernels for each process: with 4 a second one just pays. Nine light kernels took 1.06 s in one process, 0.99 s in two;
@@ -177,6 +185,7 @@ def plan(names: Sequence[str], dtype: np.dtype[Any]) -> dict[str, Job]:
         for stem in STEMS.get(name, ("activation",)):
             importlib.import_module(f"fastgrad.kernels.{stem}_cpu")
             kinds = [_GLU_KINDS[name]] if stem == "glu" else [name] if name in KINDS else list(KINDS)
+            kinds = _DROPPED_KINDS if stem == "activation_dropout" else kinds
             for factory in [f for f in runtime.factories.values() if f.name.startswith(f"{stem}_cpu.")]:
                 for key in _keys(factory, kinds, dtype):
                     jobs.setdefault(factory.kernel_name(key), (factory, key))
@@ -188,7 +197,7 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
 
     Covers forward and backward, the forms for small and for large arrays, and every variant of an optimizer. Where many
     kernels are not in the cache, further processes help to fill it. Call it in the process that trains: after a fork,
-    not before.
+    not before. Of the activations with a dropout it compiles relu, gelu and silu.
 
     Args:
         names: public functions ("lstm", "adam_step", ...), kinds of activation ("gelu", ...), layers and optimizers

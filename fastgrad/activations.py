@@ -35,7 +35,8 @@ KINDS: dict[str, dict[str, float]] = {
 _DEFAULTS: dict[str, tuple[float, ...]] = {kind: tuple(defaults.values()) for kind, defaults in KINDS.items()}
 
 
-def _parameters(kind: Any, given: dict[str, Any]) -> tuple[float, ...]:
+def parameters_of(kind: Any, given: dict[str, Any]) -> tuple[float, ...]:
+    """Return all parameters of a kind in the order of the kernels, by default where none is given."""
     if not isinstance(kind, str):
         raise TypeError(f"kind: expected a string, got {type(kind).__qualname__}")
     if kind not in KINDS:
@@ -104,7 +105,7 @@ def activation(x: Array, kind: str, *, out: Array | None = None, **params: float
     """
     values = None if params else _DEFAULTS.get(kind) if type(kind) is str else None
     if values is None:
-        values = _parameters(kind, params)
+        values = parameters_of(kind, params)
     if type(x) is np.ndarray and x.dtype in FLOATS and x.flags.carray:
         source = x
     else:
@@ -146,7 +147,7 @@ def activation_backward(
     """
     values = None if params else _DEFAULTS.get(kind) if type(kind) is str else None
     if values is None:
-        values = _parameters(kind, params)
+        values = parameters_of(kind, params)
     if (
         type(x) is np.ndarray
         and type(dy) is np.ndarray

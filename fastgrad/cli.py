@@ -1,4 +1,4 @@
-"""The command line: `fastgrad train`, `lab`, `warmup` and `doctor`. Options and their help are here, not the work.
+"""The command line: `fastgrad train`, `lab`, `warmup`, `profile`, `doctor`: options and their help, not the work.
 
 Whatever a person got wrong is one line on stderr and exit status 2. Kernels, matplotlib and the like are imported only
 by the command that needs them, so that `--help` and `--version` answer at once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -33,9 +34,9 @@ app = typer.Typer(
 MODEL, TRAINING, LENGTH, OUTPUT = "Model", "Training", "How long", "Output"
 
 # One line for each paragraph: typer wraps them to the width of the terminal.
-ABOUT = """Train a character language model: an LSTM or GRU that learns to write like FILE.
+ABOUT = """Train a character language model: an LSTM, GRU or transformer that learns to write like FILE.
 
-Truncated backpropagation through time with carried state, clipping by the global norm, Adam. \
+Truncated backpropagation through time, clipping by the global norm, Adam. \
 The first 95 % of the text are learnt, the last 5 % measure how well, in [bold]bits per character[/bold]: \
 about 4.7 when only the frequencies of letters are known, 1.6 after a default run. \
 Left behind are a checkpoint (safetensors and JSON) and [bold]curve.png[/bold]; a sample of text is printed.
@@ -50,7 +51,11 @@ Learn from the text inside Python, in about 90 seconds:
 
 A larger GRU on a book of your own, ten minutes, its results in runs/book:
 
-    [cyan]fastgrad train book.txt --cell gru --hidden 512 --minutes 10 --out runs/book[/cyan]
+    [cyan]fastgrad train book.txt --model gru --hidden 512 --minutes 10 --out runs/book[/cyan]
+
+A transformer:
+
+    [cyan]fastgrad train --model transformer --out runs/transformer[/cyan]
 
 Stop with Ctrl-C, go on later where it stopped, bit for bit:
 
@@ -70,11 +75,32 @@ A deep network on images of digits instead of text; its options are in fastgrad 
 """
 
 
-class Cell(StrEnum):
-    """Recurrent cells."""
+PROFILE_ABOUT = """Measure kernels over sizes on every back end that is here: naive NumPy, the CPU on 1 to all \
+threads, a GPU, PyTorch.
+
+All take turns in one process, and the limits of this machine with them: the same bytes moved without arithmetic, \
+or a large matrix product. Takes about a minute without names. Let nothing else run meanwhile.
+"""
+
+PROFILE_EXAMPLES = """
+[bold]Examples[/bold]
+
+What a training step spends its time on:
+
+    [cyan]fastgrad profile[/cyan]
+
+One operation, over more sizes, with a roofline:
+
+    [cyan]fastgrad profile adam_step --sizes 4K,64K,1M,16M --out runs/profile[/cyan]
+"""
+
+
+class Model(StrEnum):
+    """Models of text."""
 
     lstm = "lstm"
     gru = "gru"
+    transformer = "transformer"
 
 
 class Dtype(StrEnum):
@@ -138,9 +164,16 @@ def train(
             show_default=False,
         ),
     ] = None,
-    cell: Annotated[
-        Cell | None,
-        _option("--cell", metavar="lstm|gru", panel=MODEL, default="lstm", help="Recurrent cell: lstm or gru."),
+    model: Annotated[
+        Model | None,
+        _option(
+            "--model",
+            "--cell",
+            metavar="lstm|gru|transformer",
+            panel=MODEL,
+            default="lstm",
+            help="An LSTM, a GRU, or a transformer of causal blocks. --cell is the older name of this option.",
+        ),
     ] = None,
     hidden: Annotated[
         int | None,
@@ -148,22 +181,36 @@ def train(
             "--hidden",
             metavar="N",
             panel=MODEL,
-            default="256",
+            default="256, or 128 of a transformer",
             min=1,
-            help="Units of each recurrent layer. More learn more, and take longer.",
+            help="Units of each layer. More learn more, and take longer.",
         ),
     ] = None,
     embedding: Annotated[
         int | None,
         _option(
-            "--embedding", metavar="N", panel=MODEL, default="64", min=1, help="Numbers that stand for a character."
+            "--embedding",
+            metavar="N",
+            panel=MODEL,
+            default="64",
+            min=1,
+            help="Numbers that stand for a character; those of a transformer are as many as its units.",
         ),
     ] = None,
     layers: Annotated[
         int | None,
         _option(
-            "--layers", metavar="N", panel=MODEL, default="1", min=1, help="Recurrent layers on top of each other."
+            "--layers",
+            metavar="N",
+            panel=MODEL,
+            default="1, or 4 of a transformer",
+            min=1,
+            help="Recurrent layers, or blocks, on top of each other.",
         ),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        _option("--heads", metavar="N", panel=MODEL, default="4", min=1, help="Heads of attention of a transformer."),
     ] = None,
     dtype: Annotated[
         Dtype | None,
@@ -194,13 +241,19 @@ def train(
             panel=TRAINING,
             default="64",
             min=1,
-            help="Characters that gradients flow back through in a step; the state is carried on from step to step.",
+            help="Characters that gradients flow back through in a step. The state of an LSTM or GRU is carried on from "
+            "step to step; a transformer sees so many characters and no more.",
         ),
     ] = None,
     lr: Annotated[
         float | None,
         _option(
-            "--lr", metavar="X", panel=TRAINING, default="0.003", callback=_positive, help="Learning rate of Adam."
+            "--lr",
+            metavar="X",
+            panel=TRAINING,
+            default="0.003, or 0.002 of a transformer",
+            callback=_positive,
+            help="Learning rate of Adam.",
         ),
     ] = None,
     clip: Annotated[
@@ -319,16 +372,25 @@ def train(
     no_compare: Annotated[
         bool, _option("--no-compare", panel=OUTPUT, help="Don't time these kernels against naive NumPy at the end.")
     ] = False,
+    profile: Annotated[
+        bool,
+        _option(
+            "--profile",
+            panel=OUTPUT,
+            help="Time 20 steps layer by layer; print a table and write trace.json, for ui.perfetto.dev.",
+        ),
+    ] = False,
 ) -> None:
     """Turn the options of the command line into `Options` and run them."""
     from fastgrad.training.run import Options
     from fastgrad.training.run import train as run
 
     given = {
-        "cell": cell and cell.value,
+        "model": model and model.value,
         "embedding": embedding,
         "hidden": hidden,
         "layers": layers,
+        "heads": heads,
         "seq_length": seq_length,
         "batch": batch,
         "lr": lr,
@@ -351,6 +413,7 @@ def train(
             sample_length=sample_length,
             temperature=temperature,
             comparison=not no_compare,
+            profile=profile,
         )
     )
     raise typer.Exit(status)
@@ -393,20 +456,101 @@ def warmup(
     print(report)
 
 
-@app.command(help="Say what this machine can do for the kernels, and why not more.")
+@app.command(
+    help="Say what this machine can do for the kernels, why not more, and what mends it; exit status 1 if it is broken."
+)
 def doctor(
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure copying and matrix products: about a second.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Print the report of `fastgrad.doctor`."""
+    """Print the report of `fastgrad.doctor`; exit status 1 where something is broken."""
     import fastgrad
 
-    print(fastgrad.doctor(measure=measure))
+    report = fastgrad.doctor(measure=measure)
+    if as_json:
+        import json
+
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        _print_findings(report)
+    raise typer.Exit(int(report.broken))
+
+
+def _print_findings(report: Any) -> None:
+    """Print a report of `doctor`, wrapped to the terminal below each other."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        mark = Text("BROKEN: ", style="bold red") if finding.broken else Text()
+        table.add_row(Text(finding.topic, style="bold"), mark + finding.value)
+        if finding.advice:
+            table.add_row("", Text(f"-> {finding.advice}", style="red" if finding.broken else "yellow"))
+    Console(highlight=False).print(table)
+
+
+def _sizes(text: str | None) -> list[int] | None:
+    """Return the sizes of "4096,64K,4M"."""
+    if text is None:
+        return None
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*([KMkm]?)\s*", part)
+        size = int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()] if match else 0
+        if not 1 <= size <= 1 << 30:
+            raise typer.BadParameter(
+                f"{part.strip()!r} is no number of elements from 1 to {1 << 30:,}; for instance --sizes 4096,64K,4M"
+            )
+        found.append(size)
+    return found
+
+
+@app.command(help=PROFILE_ABOUT, epilog=PROFILE_EXAMPLES)
+def profile(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OP",
+            help="Functions (adam_step, lstm, ...), kinds of activation (gelu, gelu_backward, ...), or all.",
+            show_default="eight of a training step",
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--sizes",
+            metavar="N,N,...",
+            callback=_sizes,
+            help="Elements of the first array, as 4096 or 64K or 4M.",
+            show_default="three that fit a cache or not",
+        ),
+    ] = None,
+    turns: Annotated[
+        int, typer.Option("--turns", metavar="N", min=1, help="Times that each is measured, by turns; medians count.")
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Also write roofline.png, profile.html and profile.json there."),
+    ] = None,
+) -> None:
+    """Print the report of `fastgrad.profiling`."""
+    from fastgrad.profiling.command import run
+
+    raise typer.Exit(run(names or (), sizes, turns, as_json, out))  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the loss diverged, 2 a wrong input or option, 130 stopped by Ctrl-C."""
+    """Run the command line and exit.
+
+    Status: 0 done, 1 the loss diverged or something is broken, 2 a wrong input or option, 130 stopped by Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A sample may hold characters that the terminal's encoding lacks.
         with contextlib.suppress(AttributeError, ValueError):

@@ -19,7 +19,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["fans", "he_normal", "he_uniform", "lecun_normal", "orthogonal", "xavier_normal", "xavier_uniform"]
+__all__ = [
+    "fan_in_uniform",
+    "fans",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lstm_bias",
+    "orthogonal",
+    "xavier_normal",
+    "xavier_uniform",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rng = np.random.Generator | int | None
@@ -39,6 +49,17 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
         raise ValueError(f"shape must hold no negative size, got {shape}")
     receptive = math.prod(shape[2:])
     return shape[1] * receptive, shape[0] * receptive
+
+
+def fan_in_uniform(shape: Sequence[int], *, c: float = 1.0, rng: Rng = None, dtype: Any = np.float32) -> Array:
+    """Draw from U(-a, a), a = c / sqrt(fan_in): the heuristic in common use before Xavier's.
+
+    With c = 1 the variance of a signal falls to a third in every linear layer: Glorot & Bengio, 2010, equation 1. It is
+    what torch and `layers.Linear` draw by default. c = sqrt(3) keeps the variance (LeCun's uniform; LeCun, Bottou, Orr
+    & Müller, Efficient BackProp, 1998), c = sqrt(6) makes up for ReLU and is `he_uniform`.
+    """
+    fan_in, _ = fans(shape)
+    return uniform(shape, c * _root(1.0, fan_in), rng, dtype)
 
 
 def xavier_uniform(shape: Sequence[int], *, gain: float = 1.0, rng: Rng = None, dtype: Any = np.float32) -> Array:
@@ -99,6 +120,20 @@ def orthogonal(shape: Sequence[int], *, gain: float = 1.0, rng: Rng = None, dtyp
     q *= np.where(np.diagonal(r) < 0, -gain, gain)
     matrix = q if rows >= columns else q.T
     return np.ascontiguousarray(matrix.reshape(tuple(shape)), dtype=dtype)
+
+
+def lstm_bias(hidden_size: int, *, forget: float = 1.0, dtype: Any = np.float32) -> Array:
+    """Return a bias (4 hidden_size,) of an LSTM: `forget` for the forget gate, 0 for the others, in torch's order.
+
+    A gate that starts open lets the gradient through time until it has learned what to forget. bias_ih and bias_hh are
+    added up: give one of them this and the other zeros. Gers, Schmidhuber & Cummins, Learning to Forget, 2000;
+    Jozefowicz, Zaremba & Sutskever, An Empirical Exploration of Recurrent Network Architectures, 2015 (forget = 1).
+    """
+    if hidden_size < 1:
+        raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
+    bias = np.zeros(4 * hidden_size, float_dtype(dtype))
+    bias[hidden_size : 2 * hidden_size] = forget
+    return bias
 
 
 def _root(numerator: float, denominator: float) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from fastgrad._arrays import array_module, device_module, is_array, layout, zeros
 from fastgrad._checks import Array, float_array_like, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
+from fastgrad._noise import clip_of, noise_of
 
 
 class LSTMCellGradients(NamedTuple):
@@ -145,6 +146,13 @@ def lstm(
     *,
     lengths: Array | list[int] | None = None,
     reverse: bool = False,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    input_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    training: bool = True,
+    seed: int | None = None,
+    offset: int = 0,
 ) -> tuple[Array, tuple[Array, Array], Saved]:
     """Run an LSTM layer over a sequence (Hochreiter and Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
@@ -152,6 +160,18 @@ def lstm(
         c' = f c + i g,   h' = o tanh(c'),   y_t = h'
 
     Weights and results are those of torch.nn.LSTM; `reorder_gates` brings weights from Keras and ONNX.
+
+    Zoneout (Krueger et al., 2017) keeps entries of the state, with c~ and h~ for c' and h' above:
+
+        c' = z_c c + (1 - z_c) c~,   h' = z_h h + (1 - z_h) h~,   h~ = o tanh(c~)
+
+    In training z_h and z_c are 1 with the probabilities zoneout_h and zoneout_c, else 0, for each entry and step of its
+    own; otherwise they are the probabilities, which gives the expectation. Variational dropout (Gal and Ghahramani,
+    2016) takes x_t m_x for x_t and, in the product with W_h, h m_h for h. m_x (B, I) and m_h (B, H) are the same at
+    all steps: 0 with the probabilities input_dropout and recurrent_dropout, else 1 / (1 - p), and none out of training.
+    All is drawn from (seed, offset) by its place alone, so that no mask is stored: an entry of h is kept from the step
+    before where `dropout(an array (T, B, H), zoneout_h, seed, 4 * offset)` is 0. c has 4 * offset + 1; m_h and m_x are
+    `dropout` of ones under 4 * offset + 2 and + 3.
 
     Args:
         x: (T, B, I), float32 or float64.
@@ -163,30 +183,56 @@ def lstm(
             is 0 and x is not read. None: all T steps. With x on a GPU they may be a list or NumPy array, which is
             copied there, or lie there, where they are taken as 0 or T beyond those bounds.
         reverse: go from the last step (length - 1) to the first; y stays in the order of x.
+        zoneout_h, zoneout_c: probabilities of zoneout, from 0 to below 1.
+        input_dropout, recurrent_dropout: probabilities of variational dropout, from 0 to below 1.
+        training: draw zoneout and dropout at random.
+        seed: 0 to 2^64 - 1; needed in training where one of the four is not 0.
+        offset: 0 to 2^62 - 1; take another one for each call.
 
     Returns:
         y (T, B, H); the state (hn, cn) after the last step of each sequence, (B, H) each; and what `lstm_backward`
         needs. The last may refer to x, the weights and y: leave them as they are until backward has been called.
 
     Raises:
-        TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths are no integers.
-        ValueError: a shape does not fit, or a length is out of range.
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths, seed or offset
+            are no integers, or a seed is needed.
+        ValueError: a shape does not fit, or a length, probability, seed or offset is out of range.
     """
     a = _Arguments(4, x, "T B I", [("h0", h0), ("c0", c0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    noise = noise_of(
+        training, seed, offset,
+        zoneout_h=zoneout_h, zoneout_c=zoneout_c, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
+    )  # fmt: skip
     module = kernels("lstm", a.x)
     y, hn, cn, payload = module.forward(
-        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.lengths(lengths), bool(reverse)
+        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.lengths(lengths), bool(reverse), noise
     )
     return y, (hn, cn), Saved("lstm", module, payload, hn, y.shape, bias_ih is not None, bias_hh is not None)
 
 
-def lstm_backward(dy: Array | None, dhn: Array | None, dcn: Array | None, saved: Saved) -> LSTMGradients:
+def lstm_backward(
+    dy: Array | None,
+    dhn: Array | None,
+    dcn: Array | None,
+    saved: Saved,
+    *,
+    state_grad_clip: float | None = None,
+) -> LSTMGradients:
     """Return the gradients of `lstm` with respect to all of its arrays.
+
+    With `state_grad_clip` the gradient that flows back through time is clamped, entry by entry, at every step: what a
+    step hands to the step before it, the gradient with respect to the state (h, c) that it was given, through all that
+    the step does with it. So dh0 and dc0 are clamped too, and a sequence cut into pieces gives what the whole does. Not
+    clamped are dy, dhn and dcn, and what a step gives to x and the weights. Where no entry reaches the bound the result
+    has the same bits as without. Graves (Generating Sequences With Recurrent Neural Networks, 2013) clamps the
+    gradient of the gates' sums instead, which is also that of the weights.
 
     Args:
         dy: gradient of y (T, B, H); entries past a length do not count.
         dhn, dcn: gradients of the final state, (B, H).
         saved: what `lstm` returned last. Any of the three gradients may be None, which stands for zeros.
+        state_grad_clip: bound of the gradient of the state, at least 0; None for no bound. NaN stays NaN, and Inf
+            becomes the bound.
 
     Returns:
         Named tuple dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias_ih, dbias_hh (4H,), the
@@ -194,7 +240,7 @@ def lstm_backward(dy: Array | None, dhn: Array | None, dcn: Array | None, saved:
 
     Raises:
         TypeError: a gradient is no array or of another dtype; saved comes from another function.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or state_grad_clip is negative.
     """
     saved = _saved_by("lstm", saved)
     state = saved.state.shape
@@ -203,6 +249,7 @@ def lstm_backward(dy: Array | None, dhn: Array | None, dcn: Array | None, saved:
         _gradient("dhn", dhn, saved, state),
         _gradient("dcn", dcn, saved, state),
         saved.payload,
+        clip_of(state_grad_clip),
     )
     return LSTMGradients(dx, dh0, dc0, dweight_ih, dweight_hh, *_two_biases(dbias, saved))
 
@@ -248,12 +295,15 @@ def lstm_cell(
     return h_next, c_next, saved
 
 
-def lstm_cell_backward(dh_next: Array | None, dc_next: Array | None, saved: Saved) -> LSTMCellGradients:
+def lstm_cell_backward(
+    dh_next: Array | None, dc_next: Array | None, saved: Saved, *, state_grad_clip: float | None = None
+) -> LSTMCellGradients:
     """Return the gradients of `lstm_cell` with respect to all of its arrays.
 
     Args:
         dh_next, dc_next: gradients of h_next and c_next, (B, H); None stands for zeros.
         saved: what `lstm_cell` returned last.
+        state_grad_clip: bound to which dh and dc are clamped, as by `lstm_backward` at every step; None for no bound.
 
     Returns:
         Named tuple dx (B, I), dh, dc (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias_ih, dbias_hh (4H,), the last
@@ -268,6 +318,7 @@ def lstm_cell_backward(dh_next: Array | None, dc_next: Array | None, saved: Save
         _gradient("dh_next", dh_next, saved, saved.y_shape),
         _gradient("dc_next", dc_next, saved, saved.y_shape),
         saved.payload,
+        clip_of(state_grad_clip),
     )
     return LSTMCellGradients(dx[0], dh, dc, dweight_ih, dweight_hh, *_two_biases(dbias, saved))
 
@@ -283,6 +334,12 @@ def gru(
     lengths: Array | list[int] | None = None,
     reverse: bool = False,
     reset_after: bool = True,
+    zoneout_h: float = 0.0,
+    input_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    training: bool = True,
+    seed: int | None = None,
+    offset: int = 0,
 ) -> tuple[Array, Array, Saved]:
     """Run a GRU layer over a sequence (Cho et al., 2014).
 
@@ -290,6 +347,8 @@ def gru(
         n = tanh(W_in x_t + b_in + r (W_hn h + b_hn))     reset_after=True, the form of torch.nn.GRU and cuDNN
         n = tanh(W_in x_t + b_in + W_hn (r h) + b_hn)     reset_after=False, the paper's
         h' = (1 - z) n + z h,   y_t = h'
+
+    Zoneout of h and variational dropout of x and of h, here too in the products with W_h, are those of `lstm`.
 
     Args:
         x: (T, B, I), float32 or float64.
@@ -302,16 +361,22 @@ def gru(
             copied there, or lie there, where they are taken as 0 or T beyond those bounds.
         reverse: go from the last step (length - 1) to the first; y stays in the order of x.
         reset_after: which of the two forms.
+        zoneout_h, input_dropout, recurrent_dropout, training, seed, offset: as in `lstm`.
 
     Returns:
         y (T, B, H); hn (B, H), the state after the last step of each sequence; and what `gru_backward` needs. The last
         may refer to x, the weights and y: leave them as they are until backward has been called.
 
     Raises:
-        TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths are no integers.
-        ValueError: a shape does not fit, or a length is out of range.
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths, seed or offset
+            are no integers, or a seed is needed.
+        ValueError: a shape does not fit, or a length, probability, seed or offset is out of range.
     """
     a = _Arguments(3, x, "T B I", [("h0", h0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    noise = noise_of(
+        training, seed, offset,
+        zoneout_h=zoneout_h, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
+    )  # fmt: skip
     module = kernels("gru", a.x)
     y, hn, payload = module.forward(
         a.x,
@@ -323,17 +388,22 @@ def gru(
         a.lengths(lengths),
         bool(reverse),
         bool(reset_after),
+        noise,
     )
     return y, hn, Saved("gru", module, payload, hn, y.shape, bias_ih is not None, bias_hh is not None)
 
 
-def gru_backward(dy: Array | None, dhn: Array | None, saved: Saved) -> GRUGradients:
+def gru_backward(
+    dy: Array | None, dhn: Array | None, saved: Saved, *, state_grad_clip: float | None = None
+) -> GRUGradients:
     """Return the gradients of `gru` with respect to all of its arrays.
 
     Args:
         dy: gradient of y (T, B, H); entries past a length do not count.
         dhn: gradient of the final state, (B, H).
         saved: what `gru` returned last. Either gradient may be None, which stands for zeros.
+        state_grad_clip: bound to which every step clamps the gradient of the state that it hands to the step before,
+            as in `lstm_backward`; None for no bound.
 
     Returns:
         Named tuple dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih, dbias_hh (3H,), the last
@@ -341,7 +411,7 @@ def gru_backward(dy: Array | None, dhn: Array | None, saved: Saved) -> GRUGradie
 
     Raises:
         TypeError: a gradient is no array or of another dtype; saved comes from another function.
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or state_grad_clip is negative.
     """
     saved = _saved_by("gru", saved)
     return GRUGradients(
@@ -349,6 +419,7 @@ def gru_backward(dy: Array | None, dhn: Array | None, saved: Saved) -> GRUGradie
             _gradient("dy", dy, saved, saved.y_shape),
             _gradient("dhn", dhn, saved, saved.state.shape),
             saved.payload,
+            clip_of(state_grad_clip),
         )
     )
 
@@ -386,12 +457,13 @@ def gru_cell(
     return h_next, saved
 
 
-def gru_cell_backward(dh_next: Array, saved: Saved) -> GRUCellGradients:
+def gru_cell_backward(dh_next: Array, saved: Saved, *, state_grad_clip: float | None = None) -> GRUCellGradients:
     """Return the gradients of `gru_cell` with respect to all of its arrays.
 
     Args:
         dh_next: gradient of h_next, (B, H).
         saved: what `gru_cell` returned last.
+        state_grad_clip: bound to which dh is clamped, as by `gru_backward` at every step; None for no bound.
 
     Returns:
         Named tuple dx (B, I), dh (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih, dbias_hh (3H,), the last two
@@ -401,7 +473,8 @@ def gru_cell_backward(dh_next: Array, saved: Saved) -> GRUCellGradients:
         TypeError, ValueError: as in `gru_backward`.
     """
     saved = _saved_by("gru_cell", saved)
-    dx, *others = saved.kernel.backward(None, _gradient("dh_next", dh_next, saved, saved.y_shape), saved.payload)
+    gradient = _gradient("dh_next", dh_next, saved, saved.y_shape)
+    dx, *others = saved.kernel.backward(None, gradient, saved.payload, clip_of(state_grad_clip))
     return GRUCellGradients(dx[0], *others)
 
 

@@ -4,16 +4,9 @@
 //
 // Bytes an element: 8 forward and 12 backward in float32. Every array is read and written 16 bytes at a time where it
 // begins on 16 bytes; the rest goes element by element.
-#include "activations.cuh"
-#include "columns.cuh"
+#include "activation_rows.cuh"
 
 constexpr int UNROLL = 4;  // vectors a thread has on the way at a time
-constexpr int ROWS_AHEAD = 2;  // rows, where it goes down the columns
-
-__device__ inline real_t f(real_t x, real_t p0, real_t p1) { return kind::FG_KIND(x, p0, p1); }
-__device__ inline real_t derivative(real_t x, real_t p0, real_t p1) {
-    return kind::FG_JOIN(FG_KIND, _derivative)(x, p0, p1);
-}
 
 using Vector = vector<storage_t>;
 
@@ -63,50 +56,15 @@ extern "C" __global__ void fg_activation_backward(const storage_t* dy, const sto
         dx[i] = storage_t(real_t(dy[i]) * derivative(real_t(x[i]), p0, p1));
 }
 
-// The same for a tile of W columns for each thread and ROWS_EACH rows for each row of threads, with its sums.
-template <int W>
-__device__ void backward_tile(const storage_t* dy, const storage_t* x, storage_t* dx, real_t* partial, index_t rows,
-                              index_t columns, real_t p0, real_t p1, real_t* sums) {
-    using Part = vector_of<storage_t, W>;
-    const Place<W> place(columns);
-    const index_t column = place.column, first = place.first_row;
-    real_t own[W] = {};
-    if (column < columns) {
-        for (int step = 0; step < ROWS_EACH; step += ROWS_AHEAD) {
-            Part gradient[ROWS_AHEAD], input[ROWS_AHEAD];
-#pragma unroll
-            for (int u = 0; u < ROWS_AHEAD; ++u) {
-                const index_t row = first + index_t(step + u) * blockDim.y, at = row * columns + column;
-                if (row < rows) {
-                    gradient[u] = load<Part>(dy + at);
-                    input[u] = load<Part>(x + at);
-                }
-            }
-#pragma unroll
-            for (int u = 0; u < ROWS_AHEAD; ++u) {
-                const index_t row = first + index_t(step + u) * blockDim.y, at = row * columns + column;
-                if (row >= rows) break;
-#pragma unroll
-                for (int k = 0; k < W; ++k) {
-                    const real_t value = real_t(gradient[u].at[k]) * derivative(real_t(input[u].at[k]), p0, p1);
-                    gradient[u].at[k] = storage_t(value);
-                    own[k] += value;
-                }
-                store(dx + at, gradient[u]);
-            }
-        }
-    }
-    write_partial_sums<W>(own, sums, partial + place.row_block * columns, column, columns);
-}
-
 // dy, x (rows, columns) in; dx (rows, columns) out, may be dy or x; partial (row blocks, columns) out. Block (x, y).
 // vectors: the columns divide by VECTOR, the arrays begin on 16 bytes, and the grid was made for that.
 extern "C" __global__ void fg_activation_backward_rows(const storage_t* dy, const storage_t* x, storage_t* dx,
                                                        real_t* partial, index_t rows, index_t columns, int vectors,
                                                        real_t p0, real_t p1) {
     extern __shared__ real_t sums[];
+    const auto slope = [&](real_t gradient, real_t input, index_t) { return gradient * derivative(input, p0, p1); };
     if (vectors)
-        backward_tile<VECTOR>(dy, x, dx, partial, rows, columns, p0, p1, sums);
+        backward_tile<VECTOR>(dy, x, dx, partial, rows, columns, sums, slope);
     else
-        backward_tile<1>(dy, x, dx, partial, rows, columns, p0, p1, sums);
+        backward_tile<1>(dy, x, dx, partial, rows, columns, sums, slope);
 }

@@ -28,7 +28,7 @@ _BACKWARD_ROWS = cuda.Kernel(
 _COLUMN_SUMS = cuda.Kernel("column_sums", "fg_column_sums", "partial: A*, out: T*, count: i64, columns: i64")
 
 
-def _two(params: tuple[float, ...]) -> tuple[float, float]:
+def two_parameters(params: tuple[float, ...]) -> tuple[float, float]:
     first, second, *_ = (*params, 0.0, 0.0)
     return first, second
 
@@ -38,7 +38,7 @@ def activation(x: Array, kind: str, params: tuple[float, ...], out: Array) -> No
     device = cuda.device_of(x)
     block = cuda.threads(device)
     span = block * UNROLL * (16 // x.itemsize)
-    _FORWARD(device, x.dtype, cuda.blocks(x.size, span), block, x, out, x.size, *_two(params), kind=kind)
+    _FORWARD(device, x.dtype, cuda.blocks(x.size, span), block, x, out, x.size, *two_parameters(params), kind=kind)
 
 
 def activation_backward(
@@ -50,15 +50,15 @@ def activation_backward(
         block = cuda.threads(device)
         span = block * UNROLL * (16 // x.itemsize)
         grid = cuda.blocks(x.size, span)
-        _BACKWARD(device, x.dtype, grid, block, dy, x, out, x.size, *_two(params), kind=kind)
+        _BACKWARD(device, x.dtype, grid, block, dy, x, out, x.size, *two_parameters(params), kind=kind)
         return
     columns = bias_grad.size
     rows = x.size // columns if columns else 0
     tile = column_tile(device, rows, columns, x.dtype, (dy, x, out))
     partial = device.xp.empty((tile.row_blocks, columns), x.dtype)
     _BACKWARD_ROWS(
-        device, x.dtype, tile.grid, tile.block, dy, x, out, partial, rows, columns, tile.width > 1, *_two(params),
-        shared=tile.block[0] * tile.block[1] * tile.width * x.itemsize, kind=kind,
+        device, x.dtype, tile.grid, tile.block, dy, x, out, partial, rows, columns, tile.width > 1,
+        *two_parameters(params), shared=tile.block[0] * tile.block[1] * tile.width * x.itemsize, kind=kind,
     )  # fmt: skip
     column_sums(partial, bias_grad)
 

@@ -23,7 +23,7 @@
 #endif
 
 constexpr int CHUNKS = FG_CHUNKS, SLAB = CHUNKS * WARP;
-constexpr int ROWS = (CHUNKS <= 2 ? 8 : 4) * 4 / int(sizeof(real_t));  // of a warp; accumulators stay in registers
+constexpr int ROWS = (CHUNKS <= 4 ? 4 : 2) * 4 / int(sizeof(real_t));  // of a warp; accumulators stay in registers
 
 // Elements from (batch, head, row) to the next along each axis; features lie side by side.
 struct Walk {
@@ -31,12 +31,10 @@ struct Walk {
     __device__ index_t of(index_t b, index_t h) const { return b * batch + h * head; }
 };
 
-struct Sizes {
-    index_t heads, T, S, D;
-    int causal;
-    // How many keys query `row` sees, of the `keys` that there are.
-    __device__ index_t limit(index_t row, index_t keys) const { return causal && row + 1 < keys ? row + 1 : keys; }
-};
+// How many keys query `row` sees, of the `keys` that there are.
+__device__ inline index_t limit(index_t row, index_t keys, int causal) {
+    return causal && row + 1 < keys ? row + 1 : keys;
+}
 
 __device__ inline index_t keys_of(const index_t* lengths, index_t b, index_t S) {
     if (!lengths) return S;
@@ -54,16 +52,9 @@ struct Dropping {
     unsigned long long seed, offset;
     unsigned int threshold;
     real_t factor;
-    int any;
-    // What multiplies the weight of `key` in the row whose numbers begin at `group`: see dropout.cu.
+    // What multiplies the weight of `key` in the row whose numbers begin with group `group`: see philox.cuh.
     __device__ real_t of(index_t group, index_t key) const {
-        if (!any) return 1;
-        const int place = int(key % 64);
-        const Words words = philox((unsigned long long)((group + key / 64) * 16 + place % 16), offset, seed);
-        unsigned int word = words.at[0];
-#pragma unroll
-        for (int k = 1; k < 4; ++k) word = place / 16 == k ? words.at[k] : word;
-        return word >= threshold ? factor : real_t(0);
+        return Philox{seed, offset}.of_entry(group * 64 + key) >= threshold ? factor : real_t(0);
     }
 };
 
@@ -72,7 +63,9 @@ struct Dropping {
 __device__ inline void fetch(const storage_t* from, index_t step, index_t first, int count, index_t end, index_t D,
                              real_t factor, real_t* to) {
     const int stride = shared_stride(D), warps = blockDim.x / WARP;
+#pragma unroll 1
     for (int row = threadIdx.x / WARP; row < count; row += warps)
+#pragma unroll 2
         for (int d = threadIdx.x % WARP; d < stride; d += WARP)
             to[row * stride + d] =
                 first + row < end && d < D ? real_t(from[(first + row) * step + d]) * factor : real_t(0);
@@ -85,6 +78,7 @@ __device__ inline void dots(const real_t* rows, const real_t* tile, index_t D, r
     const real_t* const own = tile + int(threadIdx.x % WARP) * stride;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) result[r] = 0;
+#pragma unroll 2
     for (int d = 0; d < D; d += VECTOR) {
         const Part b = load<Part>(own + d);
 #pragma unroll
@@ -96,22 +90,30 @@ __device__ inline void dots(const real_t* rows, const real_t* tile, index_t D, r
     }
 }
 
-// sums[r][c] += sum over a tile of weights[r][j] tile[j][lane + 32 c of the slab], for first[r] <= j < last[r] only.
-// weights: (ROWS, WARP) in shared memory, of this warp; all : whether every row takes all of the tile
-__device__ inline void accumulate(const real_t* weights, const real_t* tile, int stride, index_t from, index_t D,
-                                  const int (&first)[ROWS], const int (&last)[ROWS], bool all,
-                                  real_t (&sums)[ROWS][CHUNKS]) {
-    const int lane = threadIdx.x % WARP;
+// The places j of a tile that row r of a warp takes: low + r <= j < high + r and j < end.
+constexpr int FAR = 2 * WARP;  // a diagonal that is not met
+struct Span {
+    int low, high, end;
+    __device__ bool has(int r, int j) const { return j >= low + r && j < high + r && j < end; }
+    __device__ bool all() const { return low + ROWS - 1 <= 0 && high >= WARP && end >= WARP; }
+};
+__device__ inline int near(index_t place) { return place < -FAR ? -FAR : place > FAR ? FAR : int(place); }
+
+// sums[r][c] += sum over a tile of weights[r][j] tile[j][lane + 32 c of the slab], for the j of the span only.
+// weights: (ROWS, WARP) in shared memory, of this warp
+__device__ inline void accumulate(const real_t* weights, const real_t* tile, int stride, index_t slab, index_t D,
+                                  Span span, real_t (&sums)[ROWS][CHUNKS]) {
+    const int first = int(slab) + threadIdx.x % WARP, columns = int(D);
+    const bool all = span.all();
+#pragma unroll 2
     for (int j = 0; j < WARP; ++j) {
         real_t value[CHUNKS];
 #pragma unroll
-        for (int c = 0; c < CHUNKS; ++c) {
-            const index_t d = from + c * WARP + lane;
-            value[c] = d < D ? tile[j * stride + d] : real_t(0);
-        }
+        for (int c = 0; c < CHUNKS; ++c)
+            value[c] = first + c * WARP < columns ? tile[j * stride + first + c * WARP] : real_t(0);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            if (!all && (j < first[r] || j >= last[r])) continue;
+            if (!all && !span.has(r, j)) continue;
             const real_t weight = weights[r * WARP + j];
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) sums[r][c] = fma_(weight, value[c], sums[r][c]);
@@ -125,19 +127,16 @@ __device__ inline real_t warp_largest(real_t value) {  // a NaN does not enter
     return value;
 }
 
-__device__ inline int within(index_t value) { return value < 0 ? 0 : value > WARP ? WARP : int(value); }
-
 // q, y (B, H, T, D) and k, v (B, H, S, D), in and out, walked by strides in elements; largest, total (B, H, T) out;
 // lengths (B,) or null. grid: (row blocks of all heads, slabs).
 // shared: (rows + 32) rows, and 32 weights for each row of the block
-extern "C" __global__ void __launch_bounds__(256) fg_attention(
+extern "C" __global__ void __launch_bounds__(256, 2) fg_attention(
     const storage_t* q, const storage_t* k, const storage_t* v, storage_t* y, storage_t* largest, storage_t* total,
     const index_t* lengths, index_t H, index_t T, index_t S, index_t D, index_t q_b, index_t q_h, index_t q_t,
     index_t k_b, index_t k_h, index_t k_t, index_t v_b, index_t v_h, index_t v_t, index_t y_b, index_t y_h, index_t y_t,
     real_t scale, int causal, int dropped, unsigned int threshold, real_t factor, unsigned long long seed,
     unsigned long long offset) {
     extern __shared__ __align__(16) real_t room[];
-    const Sizes sizes{H, T, S, D, causal};
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, owned = int(blockDim.x) / WARP * ROWS;
     const index_t tiles = (T + owned - 1) / owned, head = blockIdx.x / tiles, b = head / H, h = head % H;
     const index_t block_row = blockIdx.x % tiles * owned, row = block_row + warp * ROWS;
@@ -146,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(256) fg_attention(
     real_t* const queries = room;
     real_t* const tile = queries + owned * stride;
     real_t* const weights = tile + WARP * stride + warp * ROWS * WARP;
-    const Dropping dropping{seed, offset, threshold, factor, dropped};
+    const Dropping dropping{seed, offset, threshold, factor};
     const index_t groups = (S + 63) / 64;
 
     fetch(q + Walk{q_b, q_h, q_t}.of(b, h), q_t, block_row, owned, T, D, scale, queries);
@@ -159,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(256) fg_attention(
         for (int c = 0; c < CHUNKS; ++c) sums[r][c] = 0;
     }
     const index_t last_row = block_row + owned < T ? block_row + owned : T;
-    const index_t end = sizes.limit(last_row - 1, keys);
+    const index_t end = limit(last_row - 1, keys, causal);
     for (index_t first = 0; first < end; first += WARP) {
         __syncthreads();
         fetch(k + Walk{k_b, k_h, k_t}.of(b, h), k_t, first, WARP, keys, D, 1, tile);
@@ -168,33 +167,32 @@ extern "C" __global__ void __launch_bounds__(256) fg_attention(
         dots(queries + warp * ROWS * stride, tile, D, scores);
         __syncthreads();
         fetch(v + Walk{v_b, v_h, v_t}.of(b, h), v_t, first, WARP, keys, D, 1, tile);
-        int none[ROWS], until[ROWS];
-        bool all = true;
+        const Span span{-FAR, causal ? near(row + 1 - first) : FAR, near(keys - first)};
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            none[r] = 0;
-            until[r] = row + r < T ? within(sizes.limit(row + r, keys) - first) : 0;
-            all = all && until[r] == WARP;
-            const bool seen = lane < until[r];
+            const bool seen = span.has(r, lane);
             const real_t before = top[r];
             top[r] = maximum(before, warp_largest(seen ? maximum(-infinity(), scores[r]) : -infinity()));
             // A score of -inf less -inf would be NaN, and has weight 0.
             const real_t shift = top[r] > -infinity() ? top[r] : real_t(0);
             const real_t rescale = exp_negative(before - shift);
-            real_t weight = seen ? exp_negative(scores[r] - shift) : real_t(0);
+            const real_t weight = seen ? exp_negative(scores[r] - shift) : real_t(0);
             sum[r] = sum[r] * rescale + warp_sum(weight);
-            if (seen) weight *= dropping.of((head * T + row + r) * groups, first + lane);
             weights[r * WARP + lane] = weight;
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) sums[r][c] *= rescale;
         }
+        if (dropped)
+#pragma unroll 1
+            for (int r = 0; r < ROWS; ++r)
+                weights[r * WARP + lane] *= dropping.of((head * T + row + r) * groups, first + lane);
         __syncthreads();
-        accumulate(weights, tile, stride, slab, D, none, until, all, sums);
+        accumulate(weights, tile, stride, slab, D, span, sums);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         if (row + r >= T) break;
-        const bool empty = sizes.limit(row + r, keys) == 0;
+        const bool empty = keys == 0;
         if (lane == 0 && slab == 0) {
             largest[head * T + row + r] = storage_t(top[r] <= -infinity() ? real_t(0) : top[r]);
             total[head * T + row + r] = storage_t(sum[r]);
@@ -210,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(256) fg_attention(
 
 // The gradient of queries. dy, y, dq as q above; largest, total (B, H, T) in; along (B, H, T) out: sums over d of dy y.
 // shared: (2 rows + 64) rows, and 32 weights for each row of the block
-extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
+extern "C" __global__ void __launch_bounds__(128, 4) fg_attention_backward_queries(
     const storage_t* dy, const storage_t* q, const storage_t* k, const storage_t* v, const storage_t* y,
     const storage_t* largest, const storage_t* total, real_t* along, storage_t* dq, const index_t* lengths, index_t H,
     index_t T, index_t S, index_t D, index_t dy_b, index_t dy_h, index_t dy_t, index_t q_b, index_t q_h, index_t q_t,
@@ -218,7 +216,6 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
     index_t dq_b, index_t dq_h, index_t dq_t, real_t scale, int causal, int dropped, unsigned int threshold,
     real_t factor, unsigned long long seed, unsigned long long offset) {
     extern __shared__ __align__(16) real_t room[];
-    const Sizes sizes{H, T, S, D, causal};
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, owned = int(blockDim.x) / WARP * ROWS;
     const index_t tiles = (T + owned - 1) / owned, head = blockIdx.x / tiles, b = head / H, h = head % H;
     const index_t block_row = blockIdx.x % tiles * owned, row = block_row + warp * ROWS;
@@ -229,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
     real_t* const tile_k = upstream + owned * stride;
     real_t* const tile_v = tile_k + WARP * stride;
     real_t* const weights = tile_v + WARP * stride + warp * ROWS * WARP;
-    const Dropping dropping{seed, offset, threshold, factor, dropped};
+    const Dropping dropping{seed, offset, threshold, factor};
     const index_t groups = (S + 63) / 64;
 
     fetch(q + Walk{q_b, q_h, q_t}.of(b, h), q_t, block_row, owned, T, D, scale, queries);
@@ -244,6 +241,7 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
         real_t own = 0;
         if (real) {
             const storage_t* const of_y = y + Walk{y_b, y_h, y_t}.of(b, h) + (row + r) * y_t;
+#pragma unroll 1
             for (index_t d = lane; d < D; d += WARP)
                 own = fma_(upstream[(warp * ROWS + r) * stride + d], real_t(of_y[d]), own);
         }
@@ -253,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
         for (int c = 0; c < CHUNKS; ++c) sums[r][c] = 0;
     }
     const index_t last_row = block_row + owned < T ? block_row + owned : T;
-    const index_t end = sizes.limit(last_row - 1, keys);
+    const index_t end = limit(last_row - 1, keys, causal);
     for (index_t first = 0; first < end; first += WARP) {
         __syncthreads();
         fetch(k + Walk{k_b, k_h, k_t}.of(b, h), k_t, first, WARP, keys, D, 1, tile_k);
@@ -262,23 +260,23 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
         real_t scores[ROWS], slopes[ROWS];
         dots(queries + warp * ROWS * stride, tile_k, D, scores);
         dots(upstream + warp * ROWS * stride, tile_v, D, slopes);
-        int none[ROWS], until[ROWS];
-        bool all = true;
+        const Span span{-FAR, causal ? near(row + 1 - first) : FAR, near(keys - first)};
+        if (dropped)
+#pragma unroll 1
+            for (int r = 0; r < ROWS; ++r)
+                weights[r * WARP + lane] = dropping.of((head * T + row + r) * groups, first + lane);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            none[r] = 0;
-            until[r] = row + r < T ? within(sizes.limit(row + r, keys) - first) : 0;
-            all = all && until[r] == WARP;
             real_t slope = 0;
-            if (lane < until[r]) {
+            if (span.has(r, lane)) {
                 const real_t weight = exp_negative(scores[r] - top[r]) * share[r];
-                const real_t kept = dropping.of((head * T + row + r) * groups, first + lane);
+                const real_t kept = dropped ? weights[r * WARP + lane] : real_t(1);
                 slope = weight * (slopes[r] * kept - mean[r]);
             }
             weights[r * WARP + lane] = slope;
         }
         __syncwarp();
-        accumulate(weights, tile_k, stride, slab, D, none, until, all, sums);
+        accumulate(weights, tile_k, stride, slab, D, span, sums);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -295,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_queries(
 // The gradients of keys and values. along (B, H, T) in, the others as above; dk, dv (B, H, S, D) out, zeros for padding.
 // grid: (blocks of keys of all heads, slabs)
 // shared: (2 rows + 64) rows, and 64 weights for each row of the block
-extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_keys(
+extern "C" __global__ void __launch_bounds__(128, 4) fg_attention_backward_keys(
     const storage_t* dy, const storage_t* q, const storage_t* k, const storage_t* v, const storage_t* largest,
     const storage_t* total, const real_t* along, storage_t* dk, storage_t* dv, const index_t* lengths, index_t H,
     index_t T, index_t S, index_t D, index_t dy_b, index_t dy_h, index_t dy_t, index_t q_b, index_t q_h, index_t q_t,
@@ -303,7 +301,6 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_keys(
     index_t dk_t, index_t dv_b, index_t dv_h, index_t dv_t, real_t scale, int causal, int dropped,
     unsigned int threshold, real_t factor, unsigned long long seed, unsigned long long offset) {
     extern __shared__ __align__(16) real_t room[];
-    const Sizes sizes{H, T, S, D, causal};
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, owned = int(blockDim.x) / WARP * ROWS;
     const index_t tiles = (S + owned - 1) / owned, head = blockIdx.x / tiles, b = head / H, h = head % H;
     const index_t block_key = blockIdx.x % tiles * owned, key = block_key + warp * ROWS;
@@ -315,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_keys(
     real_t* const tile_dy = tile_q + WARP * stride;
     real_t* const weights = tile_dy + WARP * stride + warp * 2 * ROWS * WARP;
     real_t* const changes = weights + ROWS * WARP;
-    const Dropping dropping{seed, offset, threshold, factor, dropped};
+    const Dropping dropping{seed, offset, threshold, factor};
     const index_t groups = (S + 63) / 64;
 
     fetch(k + Walk{k_b, k_h, k_t}.of(b, h), k_t, block_key, owned, keys, D, 1, own_k);
@@ -339,16 +336,16 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_keys(
         real_t scores[ROWS], slopes[ROWS];
         dots(own_k + warp * ROWS * stride, tile_q, D, scores);
         dots(own_v + warp * ROWS * stride, tile_dy, D, slopes);
-        int from[ROWS], until[ROWS];
-        bool all = true;
+        const Span span{causal ? near(key - first) : -FAR, FAR, near(T - first)};
+        if (dropped)
+#pragma unroll 1
+            for (int r = 0; r < ROWS; ++r)
+                weights[r * WARP + lane] = dropping.of((head * T + row) * groups, key + r);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            from[r] = causal ? within(key + r - first) : 0;
-            until[r] = key + r < keys ? within(T - first) : 0;
-            all = all && from[r] == 0 && until[r] == WARP;
             real_t weight = 0, slope = 0;
-            if (lane >= from[r] && lane < until[r]) {
-                const real_t kept = dropping.of((head * T + row) * groups, key + r);
+            if (span.has(r, lane)) {
+                const real_t kept = dropped ? weights[r * WARP + lane] : real_t(1);
                 weight = exp_negative(scores[r] - top) * share;
                 slope = weight * (slopes[r] * kept - mean);
                 weight *= kept;
@@ -357,20 +354,21 @@ extern "C" __global__ void __launch_bounds__(128) fg_attention_backward_keys(
             changes[r * WARP + lane] = slope;
         }
         __syncwarp();
-        accumulate(changes, tile_q, stride, slab, D, from, until, all, sums_k);
-        accumulate(weights, tile_dy, stride, slab, D, from, until, all, sums_v);
+        accumulate(changes, tile_q, stride, slab, D, span, sums_k);
+        accumulate(weights, tile_dy, stride, slab, D, span, sums_v);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         if (key + r >= S) break;
+        const bool padding = key + r >= keys;
         storage_t* const to_k = dk + Walk{dk_b, dk_h, dk_t}.of(b, h) + (key + r) * dk_t;
         storage_t* const to_v = dv + Walk{dv_b, dv_h, dv_t}.of(b, h) + (key + r) * dv_t;
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c) {
             const index_t d = slab + c * WARP + lane;
             if (d < D) {
-                to_k[d] = storage_t(sums_k[r][c]);
-                to_v[d] = storage_t(sums_v[r][c]);
+                to_k[d] = storage_t(padding ? real_t(0) : sums_k[r][c]);
+                to_v[d] = storage_t(padding ? real_t(0) : sums_v[r][c]);
             }
         }
     }

@@ -394,10 +394,44 @@ def _dot_rows(m, a, a_stride, b, b_stride, rows, columns, out):
 # --- kernels
 
 # Entries of the table that both kernels read: addresses, sizes, byte strides of (B, H, rows).
-_COMMON = (
-    "q q_b q_h q_t k k_b k_h k_t v v_b v_h v_t y y_b y_h y_t largest total lengths H T S D causal scale "
-    "threshold factor seed offset zeros scratch room row_bytes heads blocks parts"
-).split()
+_COMMON = [
+    "q",
+    "q_b",
+    "q_h",
+    "q_t",
+    "k",
+    "k_b",
+    "k_h",
+    "k_t",
+    "v",
+    "v_b",
+    "v_h",
+    "v_t",
+    "y",
+    "y_b",
+    "y_h",
+    "y_t",
+    "largest",
+    "total",
+    "lengths",
+    "H",
+    "T",
+    "S",
+    "D",
+    "causal",
+    "scale",
+    "threshold",
+    "factor",
+    "seed",
+    "offset",
+    "zeros",
+    "scratch",
+    "room",
+    "row_bytes",
+    "heads",
+    "blocks",
+    "parts",
+]
 (
     _Q, _Q_B, _Q_H, _Q_T, _K, _K_B, _K_H, _K_T, _V, _V_B, _V_H, _V_T, _Y, _Y_B, _Y_H, _Y_T, _LARGEST, _TOTAL, _LENGTHS,
     _H, _T, _S, _D, _CAUSAL, _SCALE, _THRESHOLD, _FACTOR, _SEED, _OFFSET, _ZEROS, _SCRATCH, _ROOM, _ROW_BYTES,
@@ -652,7 +686,7 @@ def attention(
     """Write y (B, H, T, D), largest and total (B, H, T); features lie side by side, the other axes anywhere."""
     (B, H, T, D), S = q.shape, k.shape[2]
     threads = runtime.num_threads()
-    parts = max(1, min(-(-PARTS * threads // (B * H)), T // QUERIES)) if B * H < PARTS * threads else 1
+    parts = max(1, min(-(-PARTS * threads // (B * H)), T // QUERIES)) if PARTS * threads > B * H else 1
     table, blocks, kept = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, parts, False)
     pointers = np.array(table, np.int64)
     runtime.run(_forward(q.dtype), blocks, pointers, parallel=B * H * T * S * D > SMALL)

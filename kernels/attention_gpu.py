@@ -62,7 +62,7 @@ class _Shape:
         self.slabs = cuda.blocks(D, self.chunks * cuda.WARP)
         vector = 16 // dtype.itemsize
         stride = (cuda.blocks(D, vector) | 1) * vector
-        each = (8 if self.chunks <= 2 else 4) * 4 // dtype.itemsize  # ROWS of attention.cu
+        each = (4 if self.chunks <= 4 else 2) * 4 // dtype.itemsize  # ROWS of attention.cu
         threads = cuda.threads(device, wanted)
         while True:
             self.rows = threads // cuda.WARP * each

@@ -65,6 +65,7 @@ class Device(Protocol):
     multiprocessors: int
     shared_memory: int  # bytes that a block may ask for
     block_limit: int  # threads a block at most; tests make it small
+    cache: int  # bytes of its last cache, L2
 
     def function(self, text: str, name: str, large: bool) -> Callable[..., None]:
         """Return the kernel `name` of a source text, compiled once.
@@ -82,8 +83,53 @@ class Device(Protocol):
         """Write op(a) op(b) into `out`, or add it; called by matmul_gpu.matmul, which checks."""
         ...
 
+    def mark(self) -> Any:
+        """Return an event behind the work that the current stream was given so far."""
+        ...
 
-class _CuPyDevice:
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Return the time between two events on the device; waits for the second one."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for the current stream."""
+        ...
+
+    def push_range(self, name: str) -> None:
+        """Begin a named range, which Nsight Systems shows; `pop_range` ends the one begun last."""
+        ...
+
+    def pop_range(self) -> None: ...
+
+
+class StreamTools:
+    """The part of a Device that times and names what its streams do, over `xp.cuda` as CuPy has it."""
+
+    xp: Any
+
+    def mark(self) -> Any:
+        event = self.xp.cuda.Event()
+        event.record(self.xp.cuda.get_current_stream())
+        return event
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        end.synchronize()
+        return self.xp.cuda.get_elapsed_time(begin, end) * 1e-3
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+    # Which builds of CuPy have NVTX differs: without it there are no names, and nothing else is missing.
+    def push_range(self, name: str) -> None:
+        if self.xp.cuda.nvtx.available:
+            self.xp.cuda.nvtx.RangePush(name)
+
+    def pop_range(self) -> None:
+        if self.xp.cuda.nvtx.available:
+            self.xp.cuda.nvtx.RangePop()
+
+
+class _CuPyDevice(StreamTools):
     """A GPU through CuPy, on the stream that is current."""
 
     block_limit = LARGEST_BLOCK
@@ -96,6 +142,7 @@ class _CuPyDevice:
         properties = cupy.cuda.runtime.getDeviceProperties(ordinal)
         self.multiprocessors: int = properties["multiProcessorCount"]
         self.shared_memory: int = properties["sharedMemPerBlockOptin"]
+        self.cache: int = properties["l2CacheSize"]
         self._modules: dict[str, Any] = {}
         self._lock = threading.Lock()
 

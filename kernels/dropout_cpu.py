@@ -1,10 +1,11 @@
 """Dropout by counted random numbers, see dropout_ref.py: the same entries fall for the same seed and offset everywhere.
 
-Bytes an element: 8 in float32, and no mask. A vector of 64 entries takes the four words of 16 counters.
+Bytes an element: 8 in float32, and no mask. A group of 64 entries takes the four words of 16 counters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from .streams import BLOCK, PARALLEL_SIZE, may_stream
 
 GROUP = 64  # entries that share 16 counters
 COUNTERS = 16
+
+Load = Callable[[], Value]
+Drop = Callable[[Value], Value]
 
 
 def random_words(m: Machine, group: Value, seed: Value, offset: Value) -> Value:
@@ -47,43 +51,86 @@ def random_words(m: Machine, group: Value, seed: Value, offset: Value) -> Value:
     return parts[0]
 
 
-@runtime.kernel
-def _dropout(dtype: np.dtype, streaming: bool) -> Any:
-    """pointers: x, out, n, seed, offset, threshold, scale (double). streaming: out begins a cache line."""
+def parts_of_group(
+    m: Machine, words: Value, mask: Value | None, threshold: Value, scale: Value
+) -> list[tuple[int, Value | None, Drop]]:
+    """Cut a group into vectors of the machine: the first entry of each, its mask, and what drops entries of it.
+
+    words, mask : of the whole group. 64 doubles in a vector would not leave the registers room for an activation.
+    """
+    limit = m._broadcast(m.builder.trunc(threshold.ir, I32), m.lanes)
+
+    def drop(kept: Value) -> Drop:
+        return lambda value: m.select(kept, value * scale, 0.0)
+
+    parts: list[tuple[int, Value | None, Drop]] = []
+    for first in range(0, GROUP, m.lanes):
+        lanes = list(range(first, first + m.lanes))
+        own = None if mask is None else m._shuffle(mask, mask, lanes)
+        kept = Value(m, m.builder.icmp_unsigned(">=", m._shuffle(words, words, lanes).ir, limit))
+        parts.append((first, own, drop(kept)))
+    return parts
+
+
+def flat_kernel(
+    formula: Callable[[Machine, Load, Load, Drop, Sequence[Value]], Value], dtype: np.dtype, params: int,
+    streaming: bool,
+) -> Any:  # fmt: skip
+    """Return the Python function of a kernel over all entries of arrays, in their order.
+
+    formula : formula(m, dy, x, drop, params) returns what is written: dy() and x() load a vector, drop(value) scales it
+        or makes it 0
+    streaming : out begins a cache line, and is stored past the caches
+
+    pointers: dy, x, out, n, seed, offset, threshold, numbers (1 + params,): scale and the parameters
+    """
     item = dtype.itemsize
 
-    def chunk(m, x, out, first, last, seed, offset, threshold, number):
-        scale = m.splat(m.load_double(number))
-        limit = m._broadcast(m.builder.trunc(threshold.ir, I32), GROUP)
+    def chunk(m, dy, x, out, first, last, seed, offset, threshold, numbers):
+        scale, *constants = [m.splat(m.load_double(numbers + i * 8)) for i in range(1 + params)]
+        group = m.with_lanes(GROUP)
 
         def body(index: Value, mask: Value | None) -> None:
             words = random_words(m, index // GROUP, seed, offset)
-            kept = Value(m, m.builder.icmp_unsigned(">=", words.ir, limit))
-            value = m.select(kept, m.load_ahead(x + index * item, mask) * scale, 0.0)
-            m.store(out + index * item, value, mask, streaming and mask is None)
+            for start, own, drop in parts_of_group(m, words, mask, threshold, scale):
+                at = (index + start) * item
+                given, value = (lambda base=base, at=at, own=own: m.load_ahead(base + at, own) for base in (dy, x))
+                m.store(out + at, formula(m, given, value, drop, constants), own, streaming and mask is None)
 
-        m.over(first, last, body)
+        group.over(first, last, body)
         if streaming:
             m.fence()
 
-    run_chunk = traced(chunk, dtype, GROUP)
+    run_chunk = traced(chunk, dtype)
 
     def kernel(block, pointers):
         first = block * BLOCK
         run_chunk(
-            pointers[0], pointers[1], first, min(first + BLOCK, pointers[2]), pointers[3], pointers[4], pointers[5],
-            pointers[6],
+            pointers[0], pointers[1], pointers[2], first, min(first + BLOCK, pointers[3]), pointers[4], pointers[5],
+            pointers[6], pointers[7],
         )  # fmt: skip
 
     return kernel
 
 
+def run_flat(
+    kernel: Callable[[bool], runtime.Kernel], dy: np.ndarray, x: np.ndarray, threshold: int, scale: float, seed: int,
+    offset: int, params: Sequence[float], out: np.ndarray,
+) -> None:  # fmt: skip
+    """Run a `flat_kernel`, which `kernel` returns for `streaming`; all arrays (n,), out may be one of the others."""
+    numbers = np.array([scale, *params])
+    signed = np.array([seed, offset], np.uint64).view(np.int64)
+    addresses = [runtime.address(a) for a in (dy, x, out)]
+    pointers = np.array([*addresses, x.size, *signed, threshold, runtime.address(numbers)], np.int64)
+    streaming = may_stream(out, [dy, x]) and addresses[2] % CACHE_LINE == 0
+    runtime.run(kernel(streaming), -(-x.size // BLOCK), pointers, parallel=x.size > PARALLEL_SIZE)
+
+
+@runtime.kernel
+def _dropout(dtype: np.dtype, streaming: bool) -> Any:
+    return flat_kernel(lambda m, dy, x, drop, params: drop(x()), dtype, 0, streaming)
+
+
 def dropout(x: np.ndarray, threshold: int, scale: float, seed: int, offset: int, out: np.ndarray) -> None:
     """Write x scale where the random number is at least `threshold`, else 0, into `out` (n,), may be x."""
-    number = np.array([scale])
-    signed = np.array([seed, offset], np.uint64).view(np.int64)
-    addresses = runtime.address(x), runtime.address(out)
-    pointers = np.array([*addresses, x.size, *signed, threshold, runtime.address(number)], np.int64)
-    streaming = may_stream(out, [x]) and addresses[1] % CACHE_LINE == 0
-    blocks = -(-x.size // BLOCK)
-    runtime.run(_dropout(x.dtype, streaming), blocks, pointers, parallel=x.size > PARALLEL_SIZE)
+    run_flat(lambda streaming: _dropout(x.dtype, streaming), x, x, threshold, scale, seed, offset, (), out)

@@ -8,7 +8,8 @@
 Dimensions: T time, B batch, I input, H hidden. A step at t >= length leaves the state as it is, gives y = 0 and does
 not read x.
 
-Split over threads as in lstm_cpu.py, and a single step with reset_after as there. Flops: 6 T B H (I + H) forward, twice
+Split over threads as in lstm_cpu.py, and a single step with reset_after as there; so is what may come between the
+steps. Flops: 6 T B H (I + H) forward, twice
 that backward. Saved for backward: gates, y and `inner`, which is W_hn h + b_hn with reset_after and r h without: 5 H
 numbers a step and sequence.
 """
@@ -23,6 +24,20 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime, vecmath
+from .between_steps_cpu import (
+    BOUND,
+    MASK,
+    SCRATCH,
+    SCRATCH_BYTES,
+    ZONES,
+    Noise,
+    Parts,
+    Table,
+    clamped,
+    mask_h,
+    mask_x,
+    masked_steps,
+)
 from .cell_cpu import (
     UNITS,
     Scratch,
@@ -180,12 +195,12 @@ def _reset_backward(m: Machine, gates: Value, h: Value, dh: Value, dgates: Value
 
 
 @runtime.kernel
-def _forward(dtype: np.dtype, reset_after: bool) -> Any:
+def _forward(dtype: np.dtype, reset_after: bool, between: bool) -> Any:
     """Take some sequences through all steps.
 
     pointers: T, B, H, gates (T, B, 3H), inner (T, B, H), h (T + 1, B, H), packed W_hh^T of r and z, of n, bias of
-    W_hn h (H,), lengths or 0, y (T, B, H) where there are lengths, reverse, tasks. Slot t of h holds the state before
-    step t, or after it in reverse.
+    W_hn h (H,), lengths or 0, y (T, B, H) where there are lengths, reverse, tasks, table of what is `between` steps.
+    Slot t of h holds the state before step t, or after it in reverse.
     """
     item = dtype.itemsize
     width = panel_columns(dtype)
@@ -194,6 +209,8 @@ def _forward(dtype: np.dtype, reset_after: bool) -> Any:
     gates_after, gates_before = traced(_gates_after, dtype, vector), traced(_gates_before, dtype, vector)
     candidate = traced(_candidate, dtype, vector)
     copy, zero = traced(copy_row, dtype), traced(zero_row, dtype)
+    parts = Parts(dtype)
+    start_zones, draw_zones, mask, mix = parts.start_zones, parts.draw_zones, parts.mask, parts.mix
 
     def kernel(block, pointers):
         steps, batch, hidden, gates, inner, h = (
@@ -205,18 +222,33 @@ def _forward(dtype: np.dtype, reset_after: bool) -> Any:
         rows = last - first
         row, row3 = hidden * item, 3 * hidden * item
         panels_rz, panels_n = (2 * hidden + width - 1) // width, (hidden + width - 1) // width
+        if between:
+            table = pointers[13]
+            z_h = runtime.peek(table, SCRATCH) + block * runtime.peek(table, SCRATCH_BYTES)
+            z_c = z_h + rows * row
+            masked = z_c + rows * row
+            masks, zones = runtime.peek(table, MASK), runtime.peek(table, ZONES)
+            start_zones(table, z_h, z_c, rows * hidden)
         for s in range(steps):
             t = steps - 1 - s if reverse else s
             before = h + ((t + 1 if reverse else t) * batch + first) * row
             after = h + ((t if reverse else t + 1) * batch + first) * row
             g = gates + (t * batch + first) * row3
             w = inner + (t * batch + first) * row
-            multiply(before, row, rows, packed_rz, hidden, 0, panels_rz, 2 * hidden, g, row3, g, row3, 0, hidden)
+            source = before
+            if between:
+                draw_zones(table, z_h, z_c, (t * batch + first) * hidden, rows * hidden)
+                if masks != 0:
+                    mask(source, masks + first * row, masked, rows * hidden)
+                    source = masked
+            multiply(source, row, rows, packed_rz, hidden, 0, panels_rz, 2 * hidden, g, row3, g, row3, 0, hidden)
             if reset_after:
-                multiply(before, row, rows, packed_n, hidden, 0, panels_n, hidden, w, row, bias, 0, 0, hidden)
+                multiply(source, row, rows, packed_n, hidden, 0, panels_n, hidden, w, row, bias, 0, 0, hidden)
             else:
                 for b in range(rows):
                     gates_before(g + b * row3, w + b * row, before + b * row, hidden)
+                if between and masks != 0:
+                    mask(w, masks + first * row, w, rows * hidden)
                 n = g + 2 * row
                 multiply(w, row, rows, packed_n, hidden, 0, panels_n, hidden, n, row3, n, row3, 0, hidden)
             for b in range(rows):
@@ -228,6 +260,8 @@ def _forward(dtype: np.dtype, reset_after: bool) -> Any:
                     gates_after(g + b * row3, w + b * row, before + b * row, after + b * row, hidden, hidden)
                 else:
                     candidate(g + b * row3, before + b * row, after + b * row, hidden)
+                if between and zones != 0:
+                    mix(z_h + b * row, before + b * row, after + b * row, hidden)
                 if lengths != 0:
                     copy(after + b * row, y + (t * batch + first + b) * row, hidden)
 
@@ -235,11 +269,12 @@ def _forward(dtype: np.dtype, reset_after: bool) -> Any:
 
 
 @runtime.kernel
-def _backward(dtype: np.dtype, reset_after: bool) -> Any:
+def _backward(dtype: np.dtype, reset_after: bool, between: bool) -> Any:
     """Take some sequences back through all steps.
 
     pointers: T, B, H, gates, inner, h, dy or 0, dh (B, H) in/out, dgates (T, B, 3H) out, dinner out, packed W_hh of r
-    and z, of n, lengths or 0, zeros (H,), reverse, tasks. dinner is (T, B, H) with reset_after, else (B, H) of scratch.
+    and z, of n, lengths or 0, zeros (H,), reverse, tasks, table of what is `between` steps. dinner is (T, B, H) with
+    reset_after, else (B, H) of scratch.
     """
     item = dtype.itemsize
     width = panel_columns(dtype)
@@ -249,6 +284,9 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
     candidate_backward = traced(_candidate_backward, dtype, vector)
     reset_backward = traced(_reset_backward, dtype, vector)
     zero = traced(zero_row, dtype)
+    parts = Parts(dtype)
+    start_zones, draw_zones, split, mask = parts.start_zones, parts.draw_zones, parts.split, parts.mask
+    add, add_masked, clamp = parts.add, parts.add_masked, parts.clamp
 
     def kernel(block, pointers):
         steps, batch, hidden, gates, inner, h = (
@@ -261,6 +299,16 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
         row, row3 = hidden * item, 3 * hidden * item
         panels = (hidden + width - 1) // width
         dh = pointers[7] + first * row
+        if between:
+            table = pointers[16]
+            z_h = runtime.peek(table, SCRATCH) + block * runtime.peek(table, SCRATCH_BYTES)
+            z_c = z_h + rows * row
+            product = z_c + rows * row
+            kept = product + rows * row
+            masks, zones, bound = (
+                runtime.peek(table, MASK), runtime.peek(table, ZONES), runtime.peek(table, BOUND),
+            )  # fmt: skip
+            start_zones(table, z_h, z_c, rows * hidden)
         for s in range(steps):
             t = s if reverse else steps - 1 - s
             at = t * batch + first
@@ -268,12 +316,18 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
             g, dg = gates + at * row3, pointers[8] + at * row3
             w = inner + at * row
             dw = pointers[9] + (at if reset_after else first) * row
+            if between:
+                draw_zones(table, z_h, z_c, at * hidden, rows * hidden)
             for b in range(rows):
                 upstream = dy + (at + b) * row if dy != 0 else zeros
                 if lengths != 0 and t >= runtime.peek(lengths, first + b):
                     zero(dg + b * row3, 3 * hidden)
                     zero(dw + b * row, hidden)
-                elif reset_after:
+                    continue
+                if between and zones != 0:
+                    split(z_h + b * row, dh + b * row, upstream, kept, hidden)
+                    upstream = zeros
+                if reset_after:
                     gates_after_backward(
                         g + b * row3, w + b * row, before + b * row, upstream, dh + b * row,
                         dg + b * row3, dw + b * row, hidden, hidden,
@@ -282,17 +336,34 @@ def _backward(dtype: np.dtype, reset_after: bool) -> Any:
                     candidate_backward(
                         g + b * row3, before + b * row, upstream, dh + b * row, dg + b * row3, dw + b * row, hidden
                     )
+                if between and zones != 0:
+                    add(kept, dh + b * row, hidden)
+            into, start, start_row = dh, dh, row
+            if between and masks != 0:
+                into, start, start_row = product, zeros, 0
             if reset_after:
-                multiply(dw, row, rows, packed_n, hidden, 0, panels, hidden, dh, row, dh, row, 0, hidden)
+                multiply(dw, row, rows, packed_n, hidden, 0, panels, hidden, into, row, start, start_row, 0, hidden)
+                start, start_row = into, row
             else:
                 dn = dg + 2 * row
                 multiply(dn, row3, rows, packed_n, hidden, 0, panels, hidden, dw, row, dw, row, 0, hidden)
+                if between and masks != 0:
+                    mask(dw, masks + first * row, dw, rows * hidden)
                 for b in range(rows):
                     if lengths == 0 or t < runtime.peek(lengths, first + b):
                         reset_backward(
                             g + b * row3, before + b * row, dh + b * row, dg + b * row3, dw + b * row, hidden
                         )
-            multiply(dg, row3, rows, packed_rz, 2 * hidden, 0, panels, hidden, dh, row, dh, row, 0, 2 * hidden)
+            multiply(
+                dg, row3, rows, packed_rz, 2 * hidden, 0, panels, hidden, into, row, start, start_row, 0, 2 * hidden
+            )
+            if between:
+                if masks != 0:
+                    add_masked(product, masks + first * row, dh, rows * hidden)
+                if bound != 0:
+                    for b in range(rows):
+                        if lengths == 0 or t < runtime.peek(lengths, first + b):
+                            clamp(dh + b * row, hidden, bound)
 
     return kernel
 
@@ -498,8 +569,9 @@ class Saved:
     reverse: bool
     reset_after: bool
     gates: Array  # (T, B, 3H): r, z, n
-    inner: Array  # (T, B, H): W_hn h + b_hn with reset_after, r h without
+    inner: Array  # (T, B, H): W_hn h + b_hn with reset_after, r h (times its mask) without
     h: Array  # (T + 1, B, H), initial state first, or last in reverse
+    noise: Noise | None
 
 
 def forward(
@@ -512,11 +584,12 @@ def forward(
     lengths: Array | None,
     reverse: bool,
     reset_after: bool,
+    noise: Noise | None = None,
 ) -> tuple[Array, Array, Saved | Step]:
     """Return y (T, B, H), hn (B, H) and what backward needs."""
     steps, batch, _ = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
-    if steps == 1 and lengths is None and reset_after and batch and hidden:
+    if steps == 1 and lengths is None and reset_after and batch and hidden and noise is None:
         hn, step = _forward_step(x[0], h0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, step
     x = zeroed_padding(x, lengths)
@@ -529,7 +602,7 @@ def forward(
         if bias_hh is not None:
             outer[: 2 * hidden] += bias_hh[: 2 * hidden]
             (inner_bias if reset_after else outer[2 * hidden :])[...] += bias_hh[2 * hidden :]
-    gates = input_products(x, weight_ih, outer)
+    gates = input_products(masked_steps(x, mask_x(noise, x)), weight_ih, outer)
     h = empty((steps + 1, batch, hidden), dtype)
     inner = empty((steps, batch, hidden), dtype)
     h[steps if reverse else 0] = h0
@@ -537,32 +610,34 @@ def forward(
     y = states if lengths is None else empty(states.shape, dtype)
     packed_rz, packed_n = pack(weight_hh[: 2 * hidden].T), pack(weight_hh[2 * hidden :].T)
     tasks = tasks_for(batch)
+    table = None if noise is None else Table(noise, h, tasks)
     pointers = np.array(
         [
             steps, batch, hidden, *map(runtime.address, (gates, inner, h, packed_rz, packed_n, inner_bias)),
             0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
+            0 if table is None else table.address,
         ],
         np.int64,
     )  # fmt: skip
     if hidden:
-        runtime.run(_forward(dtype, reset_after), tasks, pointers)
+        runtime.run(_forward(dtype, reset_after, table is not None), tasks, pointers)
     saved = Saved(
         x, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None,
-        lengths, reverse, reset_after, gates, inner, h,
+        lengths, reverse, reset_after, gates, inner, h, noise,
     )  # fmt: skip
     return y, h[0 if reverse else steps].copy(), saved
 
 
 def backward(
-    dy: Array | None, dhn: Array | None, saved: Saved | Step
+    dy: Array | None, dhn: Array | None, saved: Saved | Step, state_grad_clip: float | None = None
 ) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
     """Return dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
     if isinstance(saved, Step):
         if dy is not None:
             dhn = dy[0] if dhn is None else dy[0] + dhn
         dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh = _backward_step(dhn, saved)
-        return dx[None], dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
-    x, weight_hh = saved.x, saved.weight_hh
+        return dx[None], clamped(dh, state_grad_clip), dweight_ih, dweight_hh, dbias_ih, dbias_hh
+    x, weight_hh, noise = saved.x, saved.weight_hh, saved.noise
     steps, batch, inputs = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
     dh = np.zeros((batch, hidden), dtype) if dhn is None else dhn.copy()
@@ -571,22 +646,26 @@ def backward(
     zeros = np.zeros(hidden, dtype)
     packed_rz, packed_n = pack(weight_hh[: 2 * hidden]), pack(weight_hh[2 * hidden :])
     tasks = tasks_for(batch)
+    plain = noise is None and state_grad_clip is None
+    table = None if plain else Table(noise, dh, tasks, state_grad_clip)
     pointers = np.array(
         [
             steps, batch, hidden, *map(runtime.address, (saved.gates, saved.inner, saved.h)),
             0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dgates, dinner, packed_rz, packed_n)),
             0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
-            saved.reverse, tasks,
+            saved.reverse, tasks, 0 if table is None else table.address,
         ],
         np.int64,
     )  # fmt: skip
     if hidden:
-        runtime.run(_backward(dtype, saved.reset_after), tasks, pointers)
+        runtime.run(_backward(dtype, saved.reset_after, table is not None), tasks, pointers)
     flat = dgates.reshape(steps * batch, 3 * hidden)
     dx = empty(x.shape, dtype)
     matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(weight_hh.shape, dtype)
-    states = saved.h[1:] if saved.reverse else saved.h[:-1]
+    m_x, m_h = mask_x(noise, x), mask_h(noise, batch, hidden, dtype)
+    masked_steps(dx, m_x, out=dx)
+    x, states = masked_steps(x, m_x), masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], m_h)
     both, candidate = slice(None, 2 * hidden), slice(2 * hidden, None)
     weight_gradients(flat[:, both], [x, states], [dweight_ih[both], dweight_hh[both]])
     if saved.reset_after:

@@ -7,10 +7,12 @@ H numbers for each step of each sequence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from . import cuda
+from .between_steps_gpu import Between, Noise, mask_x, masked_steps
 from .matmul_gpu import matmul
 from .recurrent_gpu import (
     StepShape,
@@ -59,7 +61,8 @@ _PERSISTENT_BACKWARD = cuda.Kernel(
     "gru_persistent",
     "fg_gru_persistent_backward",
     "weight_hh: T*, gates: T*, inner: T*, h: T*, dy: T*?, dh: T*, dgates: T*, dproducts: T*, partial: T*, "
-    "lengths: i64*?, counters: u32*, steps: i64, batch: i64, hidden: i64, reverse: i32, groups: i32, most: i32",
+    "lengths: i64*?, counters: u32*, steps: i64, batch: i64, hidden: i64, reverse: i32, groups: i32, most: i32, "
+    "bound: A",
     ["units", "depth"],
 )
 
@@ -77,8 +80,9 @@ class Saved:
     reverse: bool
     reset_after: bool
     gates: Array  # (T, B, 3H): r, z, n
-    inner: Array  # (T, B, H): W_hn h + b_hn with reset_after, r h without
+    inner: Array  # (T, B, H): W_hn h + b_hn with reset_after, r h (times its mask) without
     h: Array  # (T + 1, B, H), initial state first, or last in reverse
+    noise: Noise | None
 
 
 def forward(
@@ -91,6 +95,7 @@ def forward(
     lengths: Array | None,
     reverse: bool,
     reset_after: bool,
+    noise: Noise | None = None,
 ) -> tuple[Array, Array, Saved]:
     """Return y (T, B, H), hn (B, H) and what backward needs."""
     device = cuda.device_of(x)
@@ -99,13 +104,14 @@ def forward(
     hidden = weight_hh.shape[1]
     x = zeroed_padding(x, lengths)
     has_bias_ih, has_bias_hh = bias_ih is not None, bias_hh is not None
-    gates, inner, h = input_products(x, weight_ih), empty((steps, batch, hidden), dtype), states(h0, steps, reverse)
+    gates = input_products(masked_steps(x, mask_x(noise, x)), weight_ih)
+    inner, h = empty((steps, batch, hidden), dtype), states(h0, steps, reverse)
     saved = Saved(
-        x, weight_ih, weight_hh, has_bias_ih, has_bias_hh, lengths, reverse, reset_after, gates, inner, h
+        x, weight_ih, weight_hh, has_bias_ih, has_bias_hh, lengths, reverse, reset_after, gates, inner, h, noise
     )  # fmt: skip
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else empty(after.shape, dtype)
-    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after and noise is None else None
     arrivals = counters(device, plan)
     if plan is not None:
         _PERSISTENT_FORWARD(
@@ -128,29 +134,32 @@ def _stepwise_forward(
     rz, n = slice(None, 2 * hidden), slice(2 * hidden, None)
     products = device.xp.empty((batch, 3 * hidden), h.dtype) if saved.reset_after else None
     shape = StepShape(device, h, (gates, products, bias_ih, bias_hh, inner, h, y))
+    between = Between(saved.noise, h, 1, saved.lengths, reverse)
 
     def launch(kernel: cuda.Kernel, t: int, *arrays: Array | None) -> None:
         step = saved.lengths, t, batch, hidden, reverse, shape.vectors
         kernel(device, h.dtype, shape.grid, shape.block, *arrays, *step)
 
     for t in reversed(range(steps)) if reverse else range(steps):
-        before = h[t + 1 if reverse else t]
+        before = between.entering(h[t + 1 if reverse else t])
         if saved.reset_after:
             matmul(before, weight_hh, products, transpose_b=True)
             launch(_FORWARD, t, gates, products, bias_ih, bias_hh, inner, h, y)
         else:
             matmul(before, weight_hh[rz], gates[t, :, rz], transpose_b=True, accumulate=True)
             launch(_RESET, t, gates, bias_ih, bias_hh, inner, h)
+            masked_steps(inner[t : t + 1], between.mask_h, out=inner[t : t + 1])
             matmul(inner[t], weight_hh[n], gates[t, :, n], transpose_b=True, accumulate=True)
             launch(_CANDIDATE, t, gates, bias_ih, bias_hh, h, y)
-    keep_if_captured(device, products)
+        between.after(t, h, None, y)
+    keep_if_captured(device, products, between.arrays)
 
 
 def backward(
-    dy: Array | None, dhn: Array | None, saved: Saved
+    dy: Array | None, dhn: Array | None, saved: Saved, state_grad_clip: float | None = None
 ) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
     """Return dx (T, B, I), dh0 (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
-    x, inner, h, weight_hh = saved.x, saved.inner, saved.h, saved.weight_hh
+    x, inner, h, weight_hh, noise = saved.x, saved.inner, saved.h, saved.weight_hh, saved.noise
     device = cuda.device_of(x)
     empty, dtype = device.xp.empty, x.dtype
     steps, batch, hidden = inner.shape
@@ -159,22 +168,27 @@ def backward(
     dgates = empty(saved.gates.shape, dtype)
     # Gradients of W_hh h, in the order of W_hh's rows; of reset_after=False one of r h, (B, H).
     dproducts = empty(dgates.shape if reset_after else (batch, hidden), dtype)
-    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after and noise is None else None
+    between = Between(noise, h, 1, saved.lengths, bound=state_grad_clip)
     arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:
         _PERSISTENT_BACKWARD(
             device, dtype, plan.blocks, plan.backward, weight_hh, saved.gates, inner, h, dy, dh, dgates, dproducts,
             partial, saved.lengths, arrivals, steps, batch, hidden, saved.reverse, plan.groups, plan.most,
+            math.inf if state_grad_clip is None else state_grad_clip,
             shared=plan.shared_backward, cooperative=True, **plan.variant,
         )  # fmt: skip
     else:
-        _stepwise_backward(device, dy, dh, dgates, dproducts, saved)
+        _stepwise_backward(device, dy, dh, dgates, dproducts, saved, between)
     dx = empty(x.shape, dtype)
     flat_gates = flat(dgates)
     matmul(flat_gates, saved.weight_ih, flat(dx))
+    m_x = mask_x(noise, x)
+    masked_steps(dx, m_x, out=dx)
+    x = masked_steps(x, m_x)
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(weight_hh.shape, dtype)
     matmul(flat_gates, flat(x), dweight_ih, transpose_a=True)
-    before = flat(h[1:] if saved.reverse else h[:-1])
+    before = flat(masked_steps(h[1:] if saved.reverse else h[:-1], between.mask_h))
     if reset_after:
         matmul(flat(dproducts), before, dweight_hh, transpose_a=True)
     else:
@@ -184,12 +198,20 @@ def backward(
     dbias_ih = bias_gradient(dgates) if saved.has_bias_ih else None
     dbias_hh = bias_gradient(dproducts if reset_after else dgates) if saved.has_bias_hh else None
     results = dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
-    keep_if_captured(device, saved, dy, dgates, dproducts, arrivals, partial, results)
+    keep_if_captured(
+        device, saved, dy, dgates, dproducts, arrivals, partial, results, between.arrays, m_x, x, before
+    )  # fmt: skip
     return results
 
 
 def _stepwise_backward(
-    device: cuda.Device, dy: Array | None, dh: Array, dgates: Array, dproducts: Array, saved: Saved
+    device: cuda.Device,
+    dy: Array | None,
+    dh: Array,
+    dgates: Array,
+    dproducts: Array,
+    saved: Saved,
+    between: Between,
 ) -> None:
     gates, inner, h, weight_hh, reverse = saved.gates, saved.inner, saved.h, saved.weight_hh, saved.reverse
     steps, batch, hidden = inner.shape
@@ -200,12 +222,16 @@ def _stepwise_backward(
         step = saved.lengths, t, batch, hidden, reverse, shape.vectors
         kernel(device, h.dtype, shape.grid, shape.block, *arrays, *step)
 
+    product = between.leaving(dh)
     for t in range(steps) if reverse else reversed(range(steps)):
+        above = between.before_backward(t, dh, None, dy)
         if saved.reset_after:
-            launch(_BACKWARD, t, gates, inner, h, dy, dh, dgates, dproducts)
-            matmul(dproducts[t], weight_hh, dh, accumulate=True)
+            launch(_BACKWARD, t, gates, inner, h, above, dh, dgates, dproducts)
+            matmul(dproducts[t], weight_hh, product, accumulate=product is dh)
         else:
-            launch(_CANDIDATE_BACKWARD, t, gates, h, dy, dh, dgates)
+            launch(_CANDIDATE_BACKWARD, t, gates, h, above, dh, dgates)
             matmul(dgates[t, :, n], weight_hh[n], dproducts)
+            masked_steps(dproducts[None], between.mask_h, out=dproducts[None])
             launch(_RESET_BACKWARD, t, gates, h, dproducts, dh, dgates)
-            matmul(dgates[t, :, rz], weight_hh[rz], dh, accumulate=True)
+            matmul(dgates[t, :, rz], weight_hh[rz], product, accumulate=product is dh)
+        between.after_backward(t, dh, None, overwrite=False)

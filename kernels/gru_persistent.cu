@@ -86,13 +86,13 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_gru_persistent_forwa
 
 // weight_hh (3H, H), gates (T, B, 3H), inner (T, B, H), h (T + 1, B, H) in, as forward left them; dy (T, B, H) or null;
 // dh (B, H) in/out: gradient of the state after the last step, then of that before the first; dgates (T, B, 3H) out:
-// gradients of the sums of x; dproducts (T, B, 3H) out: those of W_hh h; partial, lengths, counters, most and the launch
-// as for fg_lstm_persistent_backward. Shared memory: most (ROWS + 7 UNITS) + max(most UNITS, blockDim.x SUM_WIDTH).
+// gradients of the sums of x; dproducts (T, B, 3H) out: those of W_hh h; partial, lengths, counters, most, bound and the
+// launch as for fg_lstm_persistent_backward. Shared memory: most (ROWS + 7 UNITS) + max(most UNITS, blockDim.x SUM_WIDTH).
 extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_gru_persistent_backward(
     const storage_t* weight_hh, const storage_t* gates, const storage_t* inner, const storage_t* h,
     const storage_t* dy, storage_t* dh, storage_t* dgates, storage_t* dproducts, real_t* partial,
     const index_t* lengths, unsigned* counters, index_t steps, index_t batch, index_t hidden, int reverse, int groups,
-    int most) {
+    int most, real_t bound) {
     extern __shared__ real_t memory[];
     const Membership place(counters, batch, hidden, groups);
     const int count = int(place.count), cells = count * UNITS, shares = shares_of(count, place.members);
@@ -134,8 +134,10 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_gru_persistent_backw
             real_t values[3] = {}, dinner = 0;
             if (unit < hidden) {
                 real_t dh_now = dh_own[i];
-                if (s > 0)
+                if (s > 0) {
                     for (int share = 0; share < shares; ++share) dh_now += sums[share * cells + i];
+                    if (!lengths || (reverse ? t - 1 : t + 1) < lengths[place.first + b]) dh_now = clamped(dh_now, bound);
+                }
                 dh_own[i] = dh_now;
                 if (!lengths || t < lengths[place.first + b]) {
                     const real_t r = saved[i], z = saved[cells + i], n = saved[2 * cells + i];
@@ -169,6 +171,7 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_gru_persistent_backw
         if (unit >= hidden) continue;
         real_t total = dh_own[i];
         for (int share = 0; share < shares; ++share) total += sums[share * cells + i];
+        if (!lengths || (reverse ? steps - 1 : 0) < lengths[place.first + i / UNITS]) total = clamped(total, bound);
         dh[(place.first + i / UNITS) * hidden + unit] = total;
     }
 }

@@ -8,37 +8,7 @@
 // variance around the mean: two conversions and two additions an element, an eighth of what an H200 has time for.
 // The sums over the rows of a block lie in shared memory, each with the thread that owns its column, or in `partial`
 // where they do not fit; fg_column_sums adds the blocks up.
-#include "common.cuh"
-
-struct Two { double a, b; };
-
-// The sums over the threads of a block, in every thread; parts is shared memory for a pair from each warp.
-__device__ inline Two block_totals(double a, double b, double (&parts)[2][WARP]) {
-    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    a = warp_sum(a);
-    b = warp_sum(b);
-    __syncthreads();  // the parts of the call before have been read
-    if (threadIdx.x % WARP == 0) {
-        parts[0][warp] = a;
-        parts[1][warp] = b;
-    }
-    __syncthreads();
-    Two total = {0, 0};
-    for (int w = 0; w < warps; ++w) {
-        total.a += parts[0][w];
-        total.b += parts[1][w];
-    }
-    return total;
-}
-
-// xhat of the elements of a row. x - mean in two steps, mean = high + low: see layer_norm_cpu.py.
-struct Normalised {
-    real_t high, rstd, low;
-    __device__ Normalised(double mean, double r) : high(real_t(mean)), rstd(real_t(r)) {
-        low = -(real_t(mean - double(high)) * rstd);
-    }
-    __device__ real_t of(real_t x) const { return fma_(x - high, rstd, low); }
-};
+#include "rows.cuh"
 
 template <int W>
 __device__ void forward_row(const storage_t* x, storage_t* y, const storage_t* weight, const storage_t* bias,

@@ -44,7 +44,38 @@ def _rounding(m: Machine, value: Value) -> Value:
     return _scalar(m, lambda n, v: v - n.convert(n.convert(v, m.dtype), np.float64), value)
 
 
-class _Normalised:
+def statistics(m: Machine, x: Value, columns: Value, eps: Value) -> tuple[Value, Value]:
+    """Return mean and rstd of a row (columns,) as doubles; eps: the address of a double."""
+    wide = m.with_lanes(m.lanes, np.float64)
+    count = m.to_double(columns)
+
+    def values(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
+        return [state[0] + m.convert(m.load_ahead(m.at(x, index), mask), np.float64)]
+
+    mean = m.reduce(m.fold(0, columns, [wide.zero()], values)[0], _add) / count
+    centre = wide.splat(mean)
+
+    def squares(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
+        d = m.convert(m.load(m.at(x, index), mask), np.float64) - centre
+        d = d if mask is None else wide.select(mask, d, 0.0)
+        return [wide.fma(d, d, state[0])]
+
+    variance = m.reduce(m.fold(0, columns, [wide.zero()], squares)[0], _add) / count
+    return mean, _scalar(m, lambda n, v: n.full(1.0) / n.sqrt(v), variance + m.load_double(eps))
+
+
+def means(m: Machine, columns: Value, terms: Callable[[Value, Value | None], list[Value]]) -> list[Value]:
+    """Return the mean of each of two terms(index, mask) along a row, summed in double, as vectors of the dtype."""
+    wide = m.with_lanes(m.lanes, np.float64)
+
+    def add(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
+        return [s + m.convert(term, np.float64) for s, term in zip(state, terms(index, mask), strict=True)]
+
+    count = m.to_double(columns)
+    return [m.splat(m.reduce(s, _add) / count) for s in m.fold(0, columns, [wide.zero(), wide.zero()], add)]
+
+
+class Normalised:
     """xhat of the elements of a row, from its mean and rstd (doubles)."""
 
     def __init__(self, m: Machine, mean: Value, rstd: Value):
@@ -64,25 +95,10 @@ def _forward(dtype: np.dtype, streaming: bool) -> Any:
     item = dtype.itemsize
 
     def row(m, x, y, weight, bias, columns, eps, mean_at, rstd_at):
-        wide = m.with_lanes(m.lanes, np.float64)
-        count = m.to_double(columns)
-
-        def values(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
-            return [state[0] + m.convert(m.load_ahead(x + index * item, mask), np.float64)]
-
-        mean = m.reduce(m.fold(0, columns, [wide.zero()], values)[0], _add) / count
-        centre = wide.splat(mean)
-
-        def squares(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
-            d = m.convert(m.load(x + index * item, mask), np.float64) - centre
-            d = d if mask is None else wide.select(mask, d, 0.0)
-            return [wide.fma(d, d, state[0])]
-
-        variance = m.reduce(m.fold(0, columns, [wide.zero()], squares)[0], _add) / count
-        rstd = _scalar(m, lambda n, v: n.full(1.0) / n.sqrt(v), variance + m.load_double(eps))
+        mean, rstd = statistics(m, x, columns, eps)
         m.store_double(mean_at, mean)
         m.store_double(rstd_at, rstd)
-        xhat = _Normalised(m, mean, rstd)
+        xhat = Normalised(m, mean, rstd)
 
         def body(index: Value, mask: Value | None) -> None:
             at = index * item
@@ -119,22 +135,18 @@ def _backward(dtype: np.dtype, streaming: bool) -> Any:
         m.over(0, count, lambda index, mask: m.store(sums + index * item, m.zero(), mask))
 
     def row(m, dy, x, weight, mean_at, rstd_at, dx, columns, sums):
-        wide = m.with_lanes(m.lanes, np.float64)
-        xhat = _Normalised(m, m.load_double(mean_at), m.load_double(rstd_at))
+        xhat = Normalised(m, m.load_double(mean_at), m.load_double(rstd_at))
         dweight, dbias = sums, sums + columns * item
 
-        def totals(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
+        def totals(index: Value, mask: Value | None) -> list[Value]:
             at = index * item
             upstream, normalised = m.load_ahead(dy + at, mask), xhat.of(m.load_ahead(x + at, mask))
             m.store(dweight + at, m.fma(upstream, normalised, m.load(dweight + at, mask)), mask)
             m.store(dbias + at, m.load(dbias + at, mask) + upstream, mask)
             g = upstream * m.load(weight + at, mask)
-            terms = (g, g * normalised)
-            return [s + m.convert(term, np.float64) for s, term in zip(state, terms, strict=True)]
+            return [g, g * normalised]
 
-        sums_of_row = m.fold(0, columns, [wide.zero(), wide.zero()], totals)
-        count = m.to_double(columns)
-        mean, along = (m.splat(m.reduce(s, _add) / count) for s in sums_of_row)
+        mean, along = means(m, columns, totals)
 
         def body(index: Value, mask: Value | None) -> None:
             at = index * item

@@ -9,7 +9,8 @@ not read x.
 The input products of all steps are one matrix product, and so is each weight gradient. The recurrent part is split by
 sequences of the batch, not by columns: a thread takes its sequences through all steps, so that threads never wait for
 each other, and W_hh is packed once for all steps. What is computed for a sequence is the same on whichever thread.
-A single step of whole length goes by hidden units instead, see cell_cpu.py.
+A single step of whole length goes by hidden units instead, see cell_cpu.py. What may come between the steps
+(between_steps_ref.py) makes another variant of the kernels; without it they are the plain ones.
 
 Flops: 8 T B H (I + H) forward, twice that backward. Saved for backward: gates, c and y, 6 H numbers for each step of
 each sequence.
@@ -25,6 +26,20 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime, vecmath
+from .between_steps_cpu import (
+    BOUND,
+    MASK,
+    SCRATCH,
+    SCRATCH_BYTES,
+    ZONES,
+    Noise,
+    Parts,
+    Table,
+    clamped,
+    mask_h,
+    mask_x,
+    masked_steps,
+)
 from .cell_cpu import (
     UNITS,
     Scratch,
@@ -115,17 +130,20 @@ def _gates_backward(
 
 
 @runtime.kernel
-def _forward(dtype: np.dtype) -> Any:
+def _forward(dtype: np.dtype, between: bool) -> Any:
     """Take some sequences through all steps.
 
     pointers: T, B, H, gates (T, B, 4H), h (T + 1, B, H), c (T + 1, B, H), packed W_hh^T, lengths or 0, y (T, B, H)
-    where there are lengths, reverse, tasks. Slot t of h and c holds the state before step t, or after it in reverse.
+    where there are lengths, reverse, tasks, table of what is `between` steps. Slot t of h and c holds the state before
+    step t, or after it in reverse.
     """
     item = dtype.itemsize
     width = panel_columns(dtype)
     multiply = rows_by_panels(dtype)
     gates_forward = traced(_gates_forward, dtype, GATE_BYTES // item)
     copy, zero = traced(copy_row, dtype), traced(zero_row, dtype)
+    parts = Parts(dtype)
+    start_zones, draw_zones, mask, mix = parts.start_zones, parts.draw_zones, parts.mask, parts.mix
 
     def kernel(block, pointers):
         steps, batch, hidden, gates, h, c = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
@@ -133,13 +151,26 @@ def _forward(dtype: np.dtype) -> Any:
         first, last = batch * block // tasks, batch * (block + 1) // tasks
         row, row4 = hidden * item, 4 * hidden * item
         panels = (4 * hidden + width - 1) // width
+        if between:
+            table = pointers[11]
+            z_h = runtime.peek(table, SCRATCH) + block * runtime.peek(table, SCRATCH_BYTES)
+            z_c = z_h + (last - first) * row
+            masked = z_c + (last - first) * row
+            masks, zones = runtime.peek(table, MASK), runtime.peek(table, ZONES)
+            start_zones(table, z_h, z_c, (last - first) * hidden)
         for s in range(steps):
             t = steps - 1 - s if reverse else s
             before = ((t + 1 if reverse else t) * batch + first) * row
             after = ((t if reverse else t + 1) * batch + first) * row
             step = gates + (t * batch + first) * row4
+            source = h + before
+            if between:
+                draw_zones(table, z_h, z_c, (t * batch + first) * hidden, (last - first) * hidden)
+                if masks != 0:
+                    mask(source, masks + first * row, masked, (last - first) * hidden)
+                    source = masked
             multiply(
-                h + before, row, last - first, packed, hidden, 0, panels, 4 * hidden, step, row4, step, row4, 0, hidden
+                source, row, last - first, packed, hidden, 0, panels, 4 * hidden, step, row4, step, row4, 0, hidden
             )
             for b in range(last - first):
                 if lengths != 0 and t >= runtime.peek(lengths, first + b):
@@ -150,6 +181,9 @@ def _forward(dtype: np.dtype) -> Any:
                 gates_forward(
                     step + b * row4, c + before + b * row, c + after + b * row, h + after + b * row, hidden, hidden
                 )
+                if between and zones != 0:
+                    mix(z_h + b * row, h + before + b * row, h + after + b * row, hidden)
+                    mix(z_c + b * row, c + before + b * row, c + after + b * row, hidden)
                 if lengths != 0:
                     copy(h + after + b * row, y + (t * batch + first + b) * row, hidden)
 
@@ -157,17 +191,20 @@ def _forward(dtype: np.dtype) -> Any:
 
 
 @runtime.kernel
-def _backward(dtype: np.dtype) -> Any:
+def _backward(dtype: np.dtype, between: bool) -> Any:
     """Take some sequences back through all steps.
 
     pointers: T, B, H, gates, c, dy or 0, dh (B, H) in/out, dc (B, H) in/out, dgates (T, B, 4H) out, packed W_hh,
-    lengths or 0, zeros (H,), reverse, tasks
+    lengths or 0, zeros (H,), reverse, tasks, table of what is `between` steps
     """
     item = dtype.itemsize
     width = panel_columns(dtype)
     multiply = rows_by_panels(dtype)
     gates_backward = traced(_gates_backward, dtype, GATE_BYTES // item)
-    zero = traced(zero_row, dtype)
+    copy, zero = traced(copy_row, dtype), traced(zero_row, dtype)
+    parts = Parts(dtype)
+    start_zones, draw_zones, split = parts.start_zones, parts.draw_zones, parts.split
+    add, add_masked, clamp = parts.add, parts.add_masked, parts.clamp
 
     def kernel(block, pointers):
         steps, batch, hidden, gates, c = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4]
@@ -177,26 +214,61 @@ def _backward(dtype: np.dtype) -> Any:
         row, row4 = hidden * item, 4 * hidden * item
         panels = (hidden + width - 1) // width
         dh, dc = pointers[6] + first * row, pointers[7] + first * row
+        if between:
+            table = pointers[14]
+            z_h = runtime.peek(table, SCRATCH) + block * runtime.peek(table, SCRATCH_BYTES)
+            z_c = z_h + (last - first) * row
+            product = z_c + (last - first) * row
+            kept_h = product + (last - first) * row
+            kept_c = kept_h + (last - first) * row
+            masks, zones, bound = (
+                runtime.peek(table, MASK), runtime.peek(table, ZONES), runtime.peek(table, BOUND),
+            )  # fmt: skip
+            start_zones(table, z_h, z_c, (last - first) * hidden)
         for s in range(steps):
             t = s if reverse else steps - 1 - s
             before = ((t + 1 if reverse else t) * batch + first) * row
             step = gates + (t * batch + first) * row4
             dstep = pointers[8] + (t * batch + first) * row4
+            if between:
+                draw_zones(table, z_h, z_c, (t * batch + first) * hidden, (last - first) * hidden)
             for b in range(last - first):
                 if lengths != 0 and t >= runtime.peek(lengths, first + b):
                     zero(dstep + b * row4, 4 * hidden)
                     continue
+                above = dy + (t * batch + first + b) * row if dy != 0 else zeros
+                if between and zones != 0:
+                    split(z_h + b * row, dh + b * row, above, kept_h, hidden)
+                    split(z_c + b * row, dc + b * row, zeros, kept_c, hidden)
+                    above = zeros
                 gates_backward(
                     step + b * row4,
                     c + before + b * row,
-                    dy + (t * batch + first + b) * row if dy != 0 else zeros,
+                    above,
                     dh + b * row,
                     dc + b * row,
                     dstep + b * row4,
                     hidden,
                     hidden,
                 )
-            multiply(dstep, row4, last - first, packed, 4 * hidden, 0, panels, hidden, dh, row, dh, row, 0, 4 * hidden)
+                if between and zones != 0:
+                    copy(kept_h, dh + b * row, hidden)
+                    add(kept_c, dc + b * row, hidden)
+            into, start, start_row = dh, dh, row
+            if between and masks != 0:
+                into, start, start_row = product, zeros, 0
+            multiply(
+                dstep, row4, last - first, packed, 4 * hidden, 0, panels, hidden, into, row, start, start_row,
+                0, 4 * hidden,
+            )  # fmt: skip
+            if between:
+                if masks != 0:
+                    add_masked(product, masks + first * row, dh, (last - first) * hidden)
+                if bound != 0:
+                    for b in range(last - first):
+                        if lengths == 0 or t < runtime.peek(lengths, first + b):
+                            clamp(dh + b * row, hidden, bound)
+                            clamp(dc + b * row, hidden, bound)
 
     return kernel
 
@@ -378,6 +450,7 @@ class Saved:
     gates: Array  # (T, B, 4H): i, f, g, o
     h: Array  # (T + 1, B, H), initial state first, or last in reverse
     c: Array  # (T + 1, B, H)
+    noise: Noise | None
 
 
 def forward(
@@ -390,16 +463,17 @@ def forward(
     bias_hh: Array | None,
     lengths: Array | None,
     reverse: bool,
+    noise: Noise | None = None,
 ) -> tuple[Array, Array, Array, Saved | Step]:
     """Return y (T, B, H), hn (B, H), cn (B, H) and what backward needs."""
     steps, batch, _ = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
-    if steps == 1 and lengths is None and batch and hidden:
+    if steps == 1 and lengths is None and batch and hidden and noise is None:
         hn, cn, step = _forward_step(x[0], h0, c0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, cn, step
     x = zeroed_padding(x, lengths)
     biases = [b for b in (bias_ih, bias_hh) if b is not None]
-    gates = input_products(x, weight_ih, sum(biases[1:], biases[0]) if biases else None)
+    gates = input_products(masked_steps(x, mask_x(noise, x)), weight_ih, sum(biases[1:], biases[0]) if biases else None)
     h, c = (empty((steps + 1, batch, hidden), dtype) for _ in range(2))
     initial = steps if reverse else 0
     h[initial], c[initial] = h0, c0
@@ -407,30 +481,37 @@ def forward(
     y = states if lengths is None else empty(states.shape, dtype)
     packed = pack(weight_hh.T)
     tasks = tasks_for(batch)
+    table = None if noise is None else Table(noise, h, tasks)
     pointers = np.array(
         [
             steps, batch, hidden, *map(runtime.address, (gates, h, c, packed)),
             0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
+            0 if table is None else table.address,
         ],
         np.int64,
     )  # fmt: skip
     if hidden:
-        runtime.run(_forward(dtype), tasks, pointers)
+        runtime.run(_forward(dtype, table is not None), tasks, pointers)
     final = 0 if reverse else steps
-    saved = Saved(x, weight_ih, weight_hh, bool(biases), lengths, reverse, gates, h, c)
+    saved = Saved(x, weight_ih, weight_hh, bool(biases), lengths, reverse, gates, h, c, noise)
     return y, h[final].copy(), c[final].copy(), saved
 
 
 def backward(
-    dy: Array | None, dhn: Array | None, dcn: Array | None, saved: Saved | Step
+    dy: Array | None,
+    dhn: Array | None,
+    dcn: Array | None,
+    saved: Saved | Step,
+    state_grad_clip: float | None = None,
 ) -> tuple[Array, Array, Array, Array, Array, Array | None]:
     """Return dx (T, B, I), dh0, dc0 (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None."""
     if isinstance(saved, Step):
         if dy is not None:
             dhn = dy[0] if dhn is None else dy[0] + dhn
         dx, dh, dc, dweight_ih, dweight_hh, dbias = _backward_step(dhn, dcn, saved)
+        dh, dc = clamped(dh, state_grad_clip), clamped(dc, state_grad_clip)
         return dx[None], dh, dc, dweight_ih, dweight_hh, dbias
-    x, gates = saved.x, saved.gates
+    x, gates, noise = saved.x, saved.gates, saved.noise
     steps, batch, inputs = x.shape
     hidden, dtype = saved.weight_hh.shape[1], x.dtype
     dh, dc = (np.zeros((batch, hidden), dtype) if d is None else d.copy() for d in (dhn, dcn))
@@ -438,22 +519,27 @@ def backward(
     zeros = np.zeros(hidden, dtype)
     packed = pack(saved.weight_hh)
     tasks = tasks_for(batch)
+    plain = noise is None and state_grad_clip is None
+    table = None if plain else Table(noise, dh, tasks, state_grad_clip)
     pointers = np.array(
         [
             steps, batch, hidden, runtime.address(gates), runtime.address(saved.c),
             0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dc, dgates, packed)),
             0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
-            saved.reverse, tasks,
+            saved.reverse, tasks, 0 if table is None else table.address,
         ],
         np.int64,
     )  # fmt: skip
     if hidden:
-        runtime.run(_backward(dtype), tasks, pointers)
+        runtime.run(_backward(dtype, table is not None), tasks, pointers)
     flat = dgates.reshape(steps * batch, 4 * hidden)
     dx = empty(x.shape, dtype)
     matmul(flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
-    weight_gradients(flat, [x, saved.h[1:] if saved.reverse else saved.h[:-1]], [dweight_ih, dweight_hh])
+    m_x, m_h = mask_x(noise, x), mask_h(noise, batch, hidden, dtype)
+    masked_steps(dx, m_x, out=dx)
+    before = masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], m_h)
+    weight_gradients(flat, [masked_steps(x, m_x), before], [dweight_ih, dweight_hh])
     dbias = None
     if saved.has_bias:
         dbias = np.empty(4 * hidden, dtype)

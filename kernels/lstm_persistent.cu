@@ -87,12 +87,13 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_lstm_persistent_forw
 // weight_hh (4H, H), gates (T, B, 4H), c (T + 1, B, H) in, as forward left them; dy (T, B, H) or null; dh, dc (B, H)
 // in/out: gradients of the state after the last step, then of that before the first; dgates (T, B, 4H) out; partial (2,
 // groups, members, most, H): room for partial sums, of two steps since a block may be one ahead; lengths (B,) or null;
-// counters (groups, COUNTER_STRIDE) of 0; most: the most sequences of a group. blockDim.x VECTOR is at least H, the
+// counters (groups, COUNTER_STRIDE) of 0; most: the most sequences of a group; bound: of
+// what each step hands to the one before, infinity for none. blockDim.x VECTOR is at least H, the
 // rest as in forward. Shared memory: most (ROWS + 8 UNITS) + max(most UNITS, blockDim.x SUM_WIDTH) numbers.
 extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_lstm_persistent_backward(
     const storage_t* weight_hh, const storage_t* gates, const storage_t* c, const storage_t* dy, storage_t* dh,
     storage_t* dc, storage_t* dgates, real_t* partial, const index_t* lengths, unsigned* counters, index_t steps,
-    index_t batch, index_t hidden, int reverse, int groups, int most) {
+    index_t batch, index_t hidden, int reverse, int groups, int most, real_t bound) {
     extern __shared__ real_t memory[];
     const Membership place(counters, batch, hidden, groups);
     const int count = int(place.count), cells = count * UNITS, shares = shares_of(count, place.members);
@@ -135,14 +136,17 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_lstm_persistent_back
             real_t values[4] = {};
             if (unit < hidden) {
                 real_t dh_now = dh_own[i];
-                if (s > 0)
+                if (s > 0) {
                     for (int share = 0; share < shares; ++share) dh_now += sums[share * cells + i];
+                    if (!lengths || (reverse ? t - 1 : t + 1) < lengths[place.first + b]) dh_now = clamped(dh_now, bound);
+                }
                 if (lengths && t >= lengths[place.first + b]) {
                     dh_own[i] = dh_now;
                 } else {
 #pragma unroll
                     for (int k = 0; k < 4; ++k) values[k] = saved[k * cells + i];
                     lstm_gates_backward(values, saved[4 * cells + i], dh_now + saved[5 * cells + i], dc_own[i]);
+                    dc_own[i] = clamped(dc_own[i], bound);
                     dh_own[i] = 0;
                 }
 #pragma unroll
@@ -165,6 +169,7 @@ extern "C" __global__ void __launch_bounds__(LARGEST, 1) fg_lstm_persistent_back
         if (unit >= hidden) continue;
         real_t total = dh_own[i];
         for (int share = 0; share < shares; ++share) total += sums[share * cells + i];
+        if (!lengths || (reverse ? steps - 1 : 0) < lengths[place.first + i / UNITS]) total = clamped(total, bound);
         dh[at] = total;
         dc[at] = dc_own[i];
     }

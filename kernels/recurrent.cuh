@@ -24,6 +24,9 @@ template <int W> __device__ void write(storage_t* p, const Reals<W>& values) {
     store(p, stored);
 }
 
+// Inside of [-bound, bound]; infinity is no bound, NaN stays NaN.
+__device__ inline real_t clamped(real_t x, real_t bound) { return minimum(maximum(x, -bound), bound); }
+
 // One step of W hidden units of one sequence.
 template <int W> struct Cell {
     index_t b, unit;      // sequence, first unit

@@ -301,6 +301,6 @@ def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 OF_LAYERS = [(fastgrad.linear, name) for name in ("linear", "linear_backward", "embedding", "embedding_backward")]
 
 NOT_ON_ARRAYS = {
-    "backend", "doctor", "get_backend", "get_subnormals", "set_backend", "set_num_threads", "set_subnormals",
-    "subnormals", "warmup",
+    "backend", "doctor", "get_backend", "get_subnormals", "profile_model", "set_backend", "set_num_threads",
+    "set_subnormals", "subnormals", "warmup",
 }  # fmt: skip

@@ -11,7 +11,8 @@ import contextlib
 import operator
 import os
 import re
-from typing import Any
+import time
+from typing import Any, ClassVar
 
 import numpy as np
 from fastgrad.kernels import cuda
@@ -163,14 +164,83 @@ class _Stream:
     ptr = 0
     capturing = False
 
+    def __init__(self) -> None:
+        self.recorded: list[Event] = []
+
     def is_capturing(self) -> bool:
         return self.capturing
+
+    def synchronize(self) -> None:
+        for event in self.recorded:
+            event.done = True
+        self.recorded.clear()
 
 
 STREAM = _Stream()
 
 
+class Event:
+    """An event that is done once somebody has waited for it, or for what came after it."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.time: float | None = None
+        self.done = True  # one that was never recorded has nothing to wait for
+
+    def record(self, stream: _Stream | None = None) -> None:
+        self.time, self.done = time.perf_counter(), False
+        STREAM.recorded.append(self)
+
+    def synchronize(self) -> None:
+        if self in STREAM.recorded:
+            last = STREAM.recorded.index(self) + 1
+            for event in STREAM.recorded[:last]:
+                event.done = True
+            del STREAM.recorded[:last]
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    if start.time is None or end.time is None:
+        raise RuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    if not (start.done and end.done):
+        raise RuntimeError("cudaErrorNotReady: device not ready")
+    return float(np.float32((end.time - start.time) * 1e3))  # milliseconds, as a float of 32 bits
+
+
+class _Nvtx:
+    available = True
+    open: ClassVar[list[str]] = []  # ranges begun and not ended
+    names: ClassVar[list[str]] = []  # of all ranges begun
+
+    @classmethod
+    def RangePush(cls, message: str, id_color: int = -1) -> None:
+        cls.open.append(message)
+        cls.names.append(message)
+
+    @classmethod
+    def RangePop(cls) -> None:
+        cls.open.pop()
+
+
+class _Runtime:
+    @staticmethod
+    def getDevice() -> int:
+        return 0
+
+    @staticmethod
+    def getDeviceCount() -> int:
+        return 1
+
+    @staticmethod
+    def getDeviceProperties(device: int) -> dict[str, Any]:
+        return {"name": b"emulated GPU", "major": 9, "minor": 0, "totalGlobalMem": 10**9, "l2CacheSize": 1 << 12}
+
+
 class _Cuda:
+    Event = Event
+    runtime = _Runtime
+    get_elapsed_time = staticmethod(get_elapsed_time)
+    nvtx = _Nvtx
+
     @staticmethod
     def get_current_stream() -> _Stream:
         return STREAM
@@ -257,13 +327,14 @@ class Module:
         return ndarray(np.ascontiguousarray(array._host))
 
 
-class EmulatedDevice:
+class EmulatedDevice(cuda.StreamTools):
     """The checker as a device: few and small blocks, so that small arrays already need several."""
 
     xp = Module
     multiprocessors = 3
     shared_memory = 227 << 10
     block_limit = 64
+    cache = 1 << 12
     policy = 2  # order of threads and blocks: 0 ascending, 1 descending, from 2 on random
     mode = os.environ.get("FASTGRAD_EMULATION", "check")
 

@@ -1,4 +1,4 @@
-"""What several tests share: random arrays, memory layouts, the float64 oracle and central differences."""
+"""What several tests share: random arrays, memory layouts and the float64 oracle."""
 
 from __future__ import annotations
 
@@ -49,17 +49,3 @@ def oracle(function, *args, **kwargs):
 
     with fastgrad.backend("reference"):
         return function(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
-
-
-def central_difference(loss, array: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Return the gradient of the float `loss()` with respect to `array`, which it reads, entry by entry."""
-    gradient = np.empty_like(array)
-    for index in np.ndindex(array.shape):
-        kept = array[index]
-        array[index] = kept + step
-        above = loss()
-        array[index] = kept - step
-        below = loss()
-        array[index] = kept
-        gradient[index] = (above - below) / (2 * step)
-    return gradient

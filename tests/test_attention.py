@@ -253,7 +253,11 @@ def test_views_of_one_projection(backend, dtype, time_major):
         array = array.swapaxes(0, 1) if time_major else array
         return [a.reshape(B, T, H, D).swapaxes(1, 2) for a in np.split(array, count, axis=-1)]
 
-    projected, joined, dprojected = random(1, shape, dtype), np.zeros((*shape[:2], H * D), dtype), np.zeros(shape, dtype)
+    projected, joined, dprojected = (
+        random(1, shape, dtype),
+        np.zeros((*shape[:2], H * D), dtype),
+        np.zeros(shape, dtype),
+    )
     dy = random(2, (B, H, T, D), dtype)
     expected = both(dy, *(np.ascontiguousarray(a) for a in heads(projected, 3)))
     views, out, gradients = heads(projected, 3), heads(joined, 1)[0], heads(dprojected, 3)
@@ -325,7 +329,9 @@ def test_errors():
     error(TypeError, "q: expected float32 or float64, got int64", attention, q.astype(int), k, v)
     error(TypeError, "k: expected a numpy.ndarray", attention, q, k.tolist(), v)
     error(ValueError, r"lengths: expected shape \(2,\), got \(3,\)", attention, q, k, v, lengths=[1, 2, 3])
-    error(ValueError, r"expected entries from 0 to 5 \(the number of keys S\), got 6", attention, q, k, v, lengths=[6, 0])
+    error(
+        ValueError, r"expected entries from 0 to 5 \(the number of keys S\), got 6", attention, q, k, v, lengths=[6, 0]
+    )
     error(ValueError, "dropout: expected", attention, q, k, v, dropout=1.5)
     error(ValueError, "seed: expected 0 to", attention, q, k, v, dropout=0.5, seed=-1)
     error(ValueError, "scale: expected a finite number", attention, q, k, v, scale=np.inf)

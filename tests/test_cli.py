@@ -151,7 +151,7 @@ BAD_OPTIONS = [
     (["--clip", "inf"], "--clip"),
     (["--steps", "0"], "--steps"),
     (["--minutes", "0"], "--minutes"),
-    (["--cell", "rnn"], "--cell"),
+    (["--model", "rnn"], "--model"),
     (["--dtype", "float16"], "--dtype"),
     (["--backend", "cuda"], "--backend"),
     (["--temperature", "-0.5"], "--temperature"),
@@ -308,7 +308,7 @@ def test_version_and_help(tmp_path):
     assert run("--version").stdout == f"fastgrad {fastgrad.__version__}\n"
     result = run("train", "--help", env={"COLUMNS": "100"})
     assert result.returncode == 0
-    for word in ("Examples", "--cell", "--resume", "--overwrite", "bits per character", "--minutes", "--temperature"):
+    for word in ("Examples", "--model", "--resume", "--overwrite", "bits per character", "--minutes", "--temperature"):
         assert word in result.stdout
     assert run().returncode == 2
     refused(run("trian"), "trian")

@@ -25,6 +25,7 @@ F32 = np.dtype(np.float32)
 # A value for each #define that a source asks for; sources not named here come in one variant, each define 1.
 VARIANTS = {
     "activation": [{"kind": "gelu"}],
+    "activation_dropout": [{"kind": "gelu"}],
     "attention": [{"chunks": 1}, {"chunks": 2}, {"chunks": 4}, {"chunks": 8}],
     "glu": [{"kind": "silu"}, {"kind": "gelu"}],
     "norm": [{"ord": 2}],
@@ -245,6 +246,10 @@ BOUNDS = {
     "fg_lstm_forward": (64, 13, 6), "fg_lstm_backward": (64, 8, 5), "fg_gru_forward": (64, 12, 5),
     "fg_gru_backward": (64, 7, 7), "fg_gru_candidate": (64, 5, 3), "fg_gru_reset_backward": (64, 4, 2),
     "fg_batch_norm_sums_across": (96, 3, 0), "fg_batch_norm_sums_along": (64, 2, 0), "fg_batch_norm_apply": (64, 2, 1),
+    "fg_dropout": (48, 4, 4), "fg_activation_dropout": (64, 4, 4), "fg_activation_dropout_backward": (80, 8, 4),
+    "fg_activation_dropout_backward_rows": (128, 4, 2),
+    "fg_attention": (112, 0, 0), "fg_attention_backward_queries": (128, 0, 0),
+    "fg_attention_backward_keys": (124, 0, 0),
     "fg_layer_norm": (64, 4, 1), "fg_layer_norm_backward": (80, 6, 1),
 }  # fmt: skip
 

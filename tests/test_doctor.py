@@ -15,8 +15,8 @@ import fastgrad
 from fastgrad import _doctor, _gpu, _machine
 
 TOPICS = [
-    "versions", "processor", "vectors", "cores", "threads", "threading layer", "compile cache", "huge pages", "memory",
-    "backend", "gpu",
+    "versions", "processor", "vectors", "cores", "threads", "threading layer", "blas", "compile cache", "kernels",
+    "huge pages", "memory", "backend", "gpu", "nvrtc",
 ]  # fmt: skip
 
 

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from fastgrad import init
+from fastgrad import init, layers
 
-NAMES = ["xavier_uniform", "xavier_normal", "he_uniform", "he_normal", "lecun_normal", "orthogonal"]
+NAMES = ["fan_in_uniform", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal", "lecun_normal", "orthogonal"]
 
 # (name, variance as a function of fan_in and fan_out): the papers' formulas, written out independently.
 VARIANCES = [
+    ("fan_in_uniform", lambda i, o: 1 / (3 * i)),
     ("xavier_uniform", lambda i, o: 2 / (i + o)),
     ("xavier_normal", lambda i, o: 2 / (i + o)),
     ("he_uniform", lambda i, o: 2 / i),
@@ -82,3 +83,25 @@ def test_leaky_slope():
     wide = init.he_normal((200, 300), rng=0, dtype=np.float64)
     leaky = init.he_normal((200, 300), negative_slope=1.0, rng=0, dtype=np.float64)
     np.testing.assert_allclose(leaky * math.sqrt(2), wide)
+
+
+def test_fan_in_uniform_is_torchs_default_and_others_are_multiples_of_it():
+    plain = init.fan_in_uniform((40, 30), rng=0, dtype=np.float64)
+    assert 0.999 / math.sqrt(30) < np.abs(plain).max() <= 1 / math.sqrt(30)
+    he = init.he_uniform((40, 30), rng=0, dtype=np.float64)
+    np.testing.assert_allclose(init.fan_in_uniform((40, 30), c=math.sqrt(6), rng=0, dtype=np.float64), he)
+    np.testing.assert_allclose(layers.Linear(30, 40, rng=0, dtype=np.float64).weight.data, plain)
+
+
+def test_lstm_bias_opens_the_forget_gate(dtype):
+    bias = init.lstm_bias(3, forget=1.5, dtype=dtype)
+    assert bias.dtype == dtype and bias.shape == (12,)
+    layer = layers.LSTM(2, 3, rng=1, dtype=dtype)
+    for parameter in layer.parameters():
+        parameter.data[...] = 0
+    layer.bias_ih_l0.data[...] = bias
+    c = np.ones((1, 1, 3), dtype)
+    _, (_, cn) = layer.forward(np.zeros((1, 1, 2), dtype), (np.zeros_like(c), c))
+    np.testing.assert_allclose(cn, 1 / (1 + math.exp(-1.5)), rtol=1e-6)  # the other gates have nothing to add
+    with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
+        init.lstm_bias(0)

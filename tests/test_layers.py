@@ -6,11 +6,12 @@ import backends
 import numpy as np
 import pytest
 from backends import placed
-from support import central_difference, random
+from support import random
 from tolerances import assert_close
 
 from fastgrad import SGD, Adam, RMSprop, layers
 from fastgrad.layers import GRU, LSTM, Activation, Embedding, Layer, Linear, Parameter, Sequential
+from fastgrad.testing import gradcheck
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 the letters of the house
 
@@ -66,6 +67,27 @@ def test_embedding_against_torch(backend, dtype, shape):
     expected.backward(torch.from_numpy(dy))
     assert layer.backward(dy) is None
     assert_gradients_match(layer, module, dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "name"),
+    [
+        ("sigmoid", {}, "Sigmoid"), ("tanh", {}, "Tanh"), ("relu", {}, "ReLU"),
+        ("leaky_relu", {"negative_slope": 0.2}, "LeakyReLU"), ("relu6", {}, "ReLU6"),
+        ("hardtanh", {"min_val": 0.0, "max_val": 1.5}, "Hardtanh"), ("elu", {"alpha": 0.7}, "ELU"),
+        ("selu", {}, "SELU"), ("gelu", {}, "GELU"), ("silu", {}, "SiLU"), ("mish", {}, "Mish"),
+    ],
+)  # fmt: skip
+def test_every_remedy_among_activations(backend, dtype, kind, params, name):
+    """Those that the literature names; a ReLU clipped at any bound is hardtanh from 0."""
+    torch = pytest.importorskip("torch")
+    layer, module = placed(Activation(kind, **params), backend), getattr(torch.nn, name)(**params)
+    x, dy = random(1, (5, 7), dtype, scale=2.0), random(2, (5, 7), dtype)
+    t = torch.tensor(x, requires_grad=True)
+    expected = module(t)
+    expected.backward(torch.tensor(dy))
+    assert_close(layer.forward(x), expected.detach().numpy(), "torch", magnitude="largest")
+    assert_close(layer.backward(dy), t.grad.numpy(), "torch", magnitude="largest")
 
 
 def test_activation(backend, dtype):
@@ -142,26 +164,8 @@ def test_lengths_against_torch_packed(backend, dtype, cell, depth, both):
 ], ids=["lstm", "gru", "gru-paper"])  # fmt: skip
 def test_recurrent_by_central_differences(cpu_backend, make):
     layer = make()
-    cell = type(layer).__name__
-    x, dy = random(2, (4, 3, 3)), random(3, (4, 3, 4))
-    lengths = np.array([4, 2, 0])
-    count = 2 if cell == "LSTM" else 1
-    start = [random(5 + k, (4, 3, 2)) for k in range(count)]
-    dend = [random(7 + k, (4, 3, 2)) for k in range(count)]
-
-    def loss():
-        y, state = layer.forward(x, as_state(start, cell), lengths=lengths)
-        parts = state if cell == "LSTM" else (state,)
-        return float((y * dy).sum() + sum((part * weight).sum() for part, weight in zip(parts, dend, strict=True)))
-
-    loss()
-    dx = layer.backward(dy, as_state(dend, cell))
-    dstart = layer.dstate0 if cell == "LSTM" else (layer.dstate0,)
-    pairs = [("x", x, dx), *[(f"start{k}", start[k], dstart[k]) for k in range(count)]]
-    pairs += [(name, parameter.data, parameter.grad) for name, parameter in layer.named_parameters()]
-    for name, array, gradient in pairs:
-        difference = central_difference(loss, array)
-        assert_close(gradient, difference, "differences", magnitude=np.abs(difference).max() + 0.1, label=name)
+    start = [random(5 + k, (4, 3, 2)) for k in range(2)]
+    gradcheck(layer, (random(2, (4, 3, 3)), as_state(start, type(layer).__name__), np.array([4, 2, 0])))
 
 
 def model(dtype=np.float64):
@@ -175,13 +179,10 @@ def model(dtype=np.float64):
 
 
 def test_sequential_by_central_differences(cpu_backend):
-    net = model()
-    x, dy = np.random.default_rng(1).integers(0, 7, (3, 2)), random(2, (3, 2, 2))
-    net.forward(x)
-    assert net.backward(dy) is None
-    for name, parameter in net.named_parameters():
-        difference = central_difference(lambda: float((net.forward(x) * dy).sum()), parameter.data)
-        assert_close(parameter.grad, difference, "differences", magnitude=np.abs(difference).max() + 0.1, label=name)
+    net, x = model(), np.random.default_rng(1).integers(0, 7, (3, 2))
+    gradcheck(net, x)
+    y = net.forward(x)
+    assert net.backward(y) is None
 
 
 def test_a_dropped_state_gradient_is_noticed(monkeypatch, backend):

@@ -104,6 +104,61 @@ def bias_grad() -> None:
         )  # fmt: skip
 
 
+def dropouts() -> None:
+    """Groups of 64 and a tail, arrays off 16 bytes; rows that are no vectors and rows that are. Bit for bit."""
+    random = (0.3, (1 << 40) + 5, (1 << 35) + 3)
+    for off in range(3):
+        dy, x, out = (placed(v, off == i) for i, v in enumerate((normal(1095), normal(1095, 1), np.zeros(1095, F32))))
+        agree("exact", lambda dy, out: fastgrad.dropout(dy, *random, out=out), dy, out)
+        agree("exact", lambda x, out: fastgrad.activation_dropout(x, "silu", *random, out=out), x, out)
+        agree("exact", lambda *a: fastgrad.activation_dropout_backward(*a[:2], "silu", *random, out=a[2]), dy, x, out)
+    for shape in ((300, 8), (37, 5)):
+        agree(
+            "reduction",
+            lambda dy, x, out, total: fastgrad.activation_dropout_backward(
+                dy, x, "relu", *random, out=out, bias_grad=total
+            ),
+            normal(shape), normal(shape, 1), np.zeros(shape, F32), np.zeros(shape[-1:], F32),
+        )  # fmt: skip
+
+
+def attention() -> None:
+    """Several blocks and tiles along either axis, none full; a head wider than a slab of the smallest variant."""
+
+    def both(options: dict) -> Callable:
+        def call(dy, q, k, v):
+            y, saved = fastgrad.attention(q, k, v, **options)
+            return y, saved.largest, saved.total, *fastgrad.attention_backward(dy, saved)
+
+        return call
+
+    for options in ({"causal": True}, {"lengths": [35, 0]}, {"dropout": 0.4, "causal": True}):
+        for T, S, D in ((40, 70, 5), (70, 40, 37)):
+            shapes = ((2, 2, T, D), (2, 2, T, D), (2, 2, S, D), (2, 2, S, D))
+            agree("product", both(options), *(normal(shape, seed) for seed, shape in enumerate(shapes)))
+
+
+def attention_with_nan() -> None:
+    """What a row does not see is no number; what it sees is large, and of either sign."""
+    dy, q, k, v = (normal((1, 1, 40, 5), seed) for seed in range(4))
+    k *= 30
+    for array in (k, v):
+        array[0, 0, 33:] = NAN
+    agree("product", lambda q, k, v: fastgrad.attention(q, k, v, causal=True)[0][:, :, :33], q, k, v)
+    k[0, 0, :33] = -INF
+    k[0, 0, 32], q[...] = 1, np.abs(q)
+    agree("product", lambda q, k, v: fastgrad.attention(q, k, v, lengths=[33])[0], q, k, v)
+    dy[0, 0, :20] = NAN
+    k[...] = normal((1, 1, 40, 5), 5)
+    v[...] = normal((1, 1, 40, 5), 6)
+
+    def behind(dy, q, k, v):
+        gradients = fastgrad.attention_backward(dy, fastgrad.attention(q, k, v, causal=True)[1])
+        return [gradient[:, :, 20:] for gradient in gradients]
+
+    agree("product", behind, dy, q, k, v)
+
+
 def bias_of_linear() -> None:
     for rows, columns in ((100, 132), (37, 5)):
         agree("product", linear_backward, normal((rows, columns)), normal((rows, 3), 1), normal((columns, 3), 2))
@@ -315,6 +370,7 @@ CASES: dict[str, Callable[[], None]] = {
     "tanh": activation("tanh"),
     "gelu": activation("gelu"),
     "bias_grad": bias_grad,
+    "dropouts": dropouts,
     "linear": bias_of_linear,
     "glu": glu,
     "prelu": prelu,
@@ -334,6 +390,8 @@ CASES: dict[str, Callable[[], None]] = {
     "Adam": optimizer("Adam", max_norm=0.5),
     "AdamW": optimizer("AdamW"),
     "SGD": optimizer("SGD", momentum=0.9, dampening=0.5),
+    "attention": attention,
+    "attention with NaN": attention_with_nan,
     "LSTM": lstm(False),
     "LSTM reverse": lstm(True),
     "GRU": gru(True),
@@ -383,7 +441,16 @@ MUTANTS = [
         ("activation.cu", "a block that is not full taken as one", "relu",
          "first + span <= n && aligned16(x, y)", "first < n && aligned16(x, y)"),
         ("activation.cu", "alignment of dx forgotten", "relu", "aligned16(dy, x, dx)", "aligned16(dy, x)"),
-        ("activation.cu", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("activation_rows.cuh", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("philox.cuh", "a round left out", "dropouts", "round < 10", "round < 9"),
+        ("philox.cuh", "the high half of the offset left out", "dropouts", "unsigned(offset >> 32)}", "0u}"),
+        ("philox.cuh", "a group that is not full taken as one", "dropouts",
+         "start + 3 * QUARTER + VECTOR <= n", "start + VECTOR <= n"),
+        ("philox.cuh", "a word of another entry", "dropouts", "k, words[k].at[w]));", "k, words[k].at[3 - w]));"),
+        ("activation_dropout.cu", "the mask left out of the gradient of rows", "dropouts",
+         "drop(gradient, random.of_entry(entry)) * derivative", "gradient * drop.scale * derivative"),
+        ("activation_dropout.cu", "the mask on the wrong side of f'", "dropouts",
+         "drop(gradient, word) * derivative(input, p0, p1)", "gradient * drop(derivative(input, p0, p1), word)"),
         ("glu.cu", "alignment of dup forgotten", "glu",
          "aligned16(dy, gate, up, dgate, dup)", "aligned16(dy, gate, up, dgate)"),
         ("glu.cu", "f' in the place of f", "glu", "dy * f(gate)", "dy * derivative(gate)"),
@@ -413,6 +480,35 @@ MUTANTS = [
          "if (valid && first + u * step < E) values", "if (first + u * step < E) values"),
         ("embedding.cu", "a gradient for indices out of range", "embedding out of range",
          "index == NOWHERE || (head", "(head"),
+        ("attention.cu", "keys overwritten while they are read", "attention",
+         "dots(queries + warp * ROWS * stride, tile, D, scores);\n        __syncthreads();",
+         "dots(queries + warp * ROWS * stride, tile, D, scores);"),
+        ("attention.cu", "weights read before they are there", "attention",
+         "weights[r * WARP + lane] = slope;\n        }\n        __syncwarp();",
+         "weights[r * WARP + lane] = slope;\n        }"),
+        ("attention.cu", "sums not rescaled", "attention", "sums[r][c] *= rescale;", "sums[r][c] *= 1;"),
+        ("attention.cu", "a total not rescaled", "attention", "sum[r] * rescale + warp_sum", "sum[r] + warp_sum"),
+        ("attention.cu", "the last features of a head", "attention", "if (d < D) to[d] = storage_t(empty",
+         "if (d < D - 1) to[d] = storage_t(empty"),
+        ("attention.cu", "features of the next row", "attention", "d < D ? real_t(from", "d < stride ? real_t(from"),
+        ("attention.cu", "rows past the end of a copy", "attention", "first + row < end && d", "d"),
+        ("attention.cu", "the diagonal not seen", "attention",
+         "causal ? near(row + 1 - first) : FAR, near(keys - first)};\n#pragma",
+         "causal ? near(row - first) : FAR, near(keys - first)};\n#pragma"),
+        ("attention.cu", "keys that see a query before", "attention", "causal ? near(key - first) : -FAR",
+         "causal ? near(key - 1 - first) : -FAR"),
+        ("attention.cu", "0 times NaN", "attention with NaN", "if (!all && !span.has(r, j)) continue;", ""),
+        ("attention.cu", "-inf less -inf", "attention with NaN",
+         "top[r] > -infinity() ? top[r] : real_t(0);", "top[r];"),
+        ("attention.cu", "padding has a gradient", "attention", "const bool padding = key + r >= keys;",
+         "const bool padding = false;"),
+        ("attention.cu", "dropout forgotten backward", "attention", "weight *= kept;", ""),
+        ("attention.cu", "numbers of another row", "attention", "(head * T + row) * groups, key + r",
+         "(head * T + row + 1) * groups, key + r"),
+        ("attention.cu", "the scale forgotten", "attention", "storage_t(sums[r][c] * scale)", "storage_t(sums[r][c])"),
+        ("attention.cu", "along not taken off", "attention", "slopes[r] * kept - mean)", "slopes[r] * kept)"),
+        ("philox.cuh", "words changed", "attention", "return {c[0], c[1], c[2], c[3]};",
+         "return {c[0], c[1], c[3], c[2]};"),
         ("lists.cuh", "chunks counted from the first tensor", "clip", "(chunk - table.first_chunk(tensor))", "chunk"),
         ("lists.cuh", "alignment of the last stream only", "sgd",
          "aligned = aligned && aligned16", "aligned = aligned16"),

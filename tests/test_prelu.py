@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from backends import placed
 from fastgrad.kernels import prelu_ref
-from support import central_difference, layouts, oracle, random, read_only
+from support import layouts, oracle, random, read_only
 from tolerances import assert_close
 
 import fastgrad
 from fastgrad import prelu, prelu_backward
+from fastgrad.layers import PReLU
+from fastgrad.testing import gradcheck
 
 # x and weight shapes; (N, C, ...) has the channels on axis 1.
 CASES = [((), (1,)), ((0,), (1,)), ((7,), (1,)), ((65537,), (1,)), ((3, 4), (1,)), ((3, 4), (4,)), ((0, 4), (4,)),
@@ -51,14 +54,7 @@ def test_against_torch(backend, shape, weight_shape):
 
 
 def test_central_differences(backend):
-    dy, x, weight = draw((3, 4, 2), (4,), np.float64)
-    dx, dweight = prelu_backward(dy, x, weight)
-
-    def loss():
-        return float((dy * prelu(x, weight)).sum())
-
-    assert_close(dx, central_difference(loss, x), "differences", magnitude="largest")
-    assert_close(dweight, central_difference(loss, weight), "differences", magnitude="largest")
+    gradcheck(prelu, draw((3, 4, 2), (4,), np.float64)[1:], prelu_backward)
 
 
 def test_nan_and_inf(backend, dtype):
@@ -155,3 +151,31 @@ def test_a_planted_fault_is_caught(monkeypatch):
     )
     with pytest.raises(AssertionError):
         assert_close(oracle(prelu_backward, dy, x, weight)[1], expected, "reduction", magnitude="largest")
+
+
+@pytest.mark.parametrize(("shape", "count"), [((7, 4), 1), ((7, 4), 4), ((5,), 1), ((2, 3, 4, 5), 3), ((0, 3), 3)])
+def test_the_layer_against_torch(backend, dtype, shape, count):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.PReLU(count, 0.3, dtype=torch.float64 if dtype is np.float64 else torch.float32)
+    layer = placed(PReLU(count, 0.3, dtype=dtype), backend)
+    assert {name: a.shape for name, a in layer.state_dict().items()} == {"weight": (count,)}
+    x, dy = random(1, shape, dtype), random(2, shape, dtype)
+    t = torch.tensor(x, requires_grad=True)
+    expected = module(t)
+    expected.backward(torch.tensor(dy))
+    for _ in range(2):  # gradients add up
+        assert_close(layer.forward(x), expected.detach().numpy(), "torch")
+        assert_close(layer.backward(dy), t.grad.numpy(), "torch")
+    (grad,) = [p.grad for p in layer.parameters()]
+    assert_close(grad, 2 * module.weight.grad.numpy(), "torch", magnitude="largest")
+
+
+def test_the_layer_by_central_differences(cpu_backend):
+    gradcheck(PReLU(4, dtype=np.float64), random(1, (3, 4, 2)))
+
+
+def test_errors_of_the_layer():
+    with pytest.raises(ValueError, match="num_parameters must be a whole number of at least 1, got 0"):
+        PReLU(0)
+    with pytest.raises(ValueError, match=r"weight: expected shape \(1,\) or \(4,\), one per channel"):
+        PReLU(3).forward(np.zeros((2, 4), np.float32))

@@ -42,7 +42,7 @@ def torch_losses(trainer: Trainer, steps: int) -> list[float]:
     config = trainer.config
     dtype = getattr(torch, config.dtype)
     embedding = torch.nn.Embedding(len(trainer.corpus.vocabulary), config.embedding, dtype=dtype)
-    rnn = getattr(torch.nn, config.cell.upper())(config.embedding, config.hidden, config.layers, dtype=dtype)
+    rnn = getattr(torch.nn, config.model.upper())(config.embedding, config.hidden, config.layers, dtype=dtype)
     head = torch.nn.Linear(config.hidden, len(trainer.corpus.vocabulary), dtype=dtype)
     model = torch.nn.ModuleDict({"embedding": embedding, "rnn": rnn, "head": head})
     weights = trainer.model.state_dict()
@@ -54,7 +54,7 @@ def torch_losses(trainer: Trainer, steps: int) -> list[float]:
         x, targets, begins = windows.next()
         if state is None or begins:
             state = None
-        elif config.cell == "lstm":
+        elif config.model == "lstm":
             state = tuple(part.detach() for part in state)
         else:
             state = state.detach()
@@ -73,7 +73,7 @@ LOSS_TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
 def assert_torchs_losses(backend, cell, dtype_name, steps=50, **sizes):
     corpus = CORPUS if sizes.get("hidden") else Corpus.from_text(words(20_000))
-    trainer = Trainer(Config(cell=cell, dtype=dtype_name, **sizes), corpus, backend)
+    trainer = Trainer(Config(model=cell, dtype=dtype_name, **sizes), corpus, backend)
     expected = torch_losses(trainer, steps)
     results = [trainer.train_step() for _ in range(steps)]
     losses = trainer.history["loss"]
@@ -170,7 +170,7 @@ def test_validation_is_the_mean_over_the_text(trainer_backend):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_resuming_is_bit_for_bit(trainer_backend, cell, layers, tmp_path):
-    config = Config(cell=cell, layers=layers, **TINY)
+    config = Config(model=cell, layers=layers, **TINY)
     whole = Trainer(config, CORPUS, trainer_backend)
     half = Trainer(config, CORPUS, trainer_backend)
     epoch = len(CORPUS.codes) // (TINY["batch"] * TINY["seq_length"])
@@ -447,7 +447,7 @@ def test_the_text_inside_python():
         ({"lr": math.inf}, "--lr must be a finite number above 0"),
         ({"lr": 0.0}, "--lr must"),
         ({"clip": -1.0}, "--clip must"),
-        ({"cell": "rnn"}, "--cell must be lstm or gru"),
+        ({"model": "rnn"}, "--model must be lstm or gru"),
         ({"dtype": "float16"}, "--dtype must be"),
         ({"seed": -1}, "--seed must"),
     ],
@@ -474,7 +474,7 @@ MICRO = {"embedding": 5, "hidden": 6, "seq_length": 5, "batch": 3}
 @pytest.mark.parametrize("dtype_name", ["float32", "float64"])
 @pytest.mark.parametrize(("cell", "layers"), [("lstm", 2), ("gru", 1)])
 def test_a_gpu_gives_the_losses_of_the_cpu(device, cell, layers, dtype_name):
-    config = Config(cell=cell, layers=layers, dtype=dtype_name, **MICRO)
+    config = Config(model=cell, layers=layers, dtype=dtype_name, **MICRO)
     there, here = Trainer(config, CORPUS, "gpu"), Trainer(config, CORPUS, "cpu")
     for _ in range(5):
         there.train_step()
@@ -525,7 +525,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(device, monkeypatch):
 
 @pytest.mark.parametrize(("first", "second"), [("gpu", "gpu"), ("gpu", "cpu"), ("cpu", "gpu")])
 def test_checkpoints_cross_devices(device, first, second, tmp_path):
-    config = Config(cell="lstm", **MICRO)
+    config = Config(model="lstm", **MICRO)
     whole = Trainer(config, CORPUS, first)
     for _ in range(2):
         whole.train_step()
@@ -547,7 +547,7 @@ def test_checkpoints_cross_devices(device, first, second, tmp_path):
 
 
 def test_a_sample_from_a_gpu(device):
-    trainer = Trainer(Config(cell="gru", **MICRO), CORPUS, "gpu")
+    trainer = Trainer(Config(model="gru", **MICRO), CORPUS, "gpu")
     trainer.train_step()
     before = trainer.state.get()
     text = sample(trainer, 8, 0.8, seed=1)
@@ -566,7 +566,7 @@ def test_divergence_on_a_gpu_is_found_when_it_is_read(device, monkeypatch):
 
 
 def test_gradients_that_stay_nonfinite_on_a_gpu(device, monkeypatch):
-    trainer = Trainer(Config(cell="gru", **MICRO), CORPUS, "gpu")
+    trainer = Trainer(Config(model="gru", **MICRO), CORPUS, "gpu")
     before = {name: array.get() for name, array in trainer.model.state_dict().items()}
     original = trainer.model.backward
 
@@ -584,7 +584,7 @@ def test_gradients_that_stay_nonfinite_on_a_gpu(device, monkeypatch):
 
 
 def test_the_comparison_of_a_gpu_is_with_the_cpu(device):
-    trainer = Trainer(Config(cell="gru", **MICRO), CORPUS, "gpu")
+    trainer = Trainer(Config(model="gru", **MICRO), CORPUS, "gpu")
     result = compare(trainer, turns=1, steps=1)
     assert result.backends == ("gpu", "cpu") and min(result.speeds) > 0
     assert " characters/s on the GPU, " in str(result) and " on the CPU (--backend cpu): " in str(result)
@@ -594,7 +594,7 @@ def test_a_whole_run_on_a_gpu_goes_on_without_it(device, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(words(200), encoding="utf-8")
     options = Options(
-        source=str(text), out=tmp_path / "out", model={"cell": "gru", **MICRO}, backend="gpu", steps=3,
+        source=str(text), out=tmp_path / "out", model={"model": "gru", **MICRO}, backend="gpu", steps=3,
         sample_length=5, comparison=False,
     )  # fmt: skip
     assert train(options) == 0

@@ -120,7 +120,9 @@ def test_the_block_begins_as_torchs():
     assert list(layer.state_dict()) == list(theirs)
     for name, value in layer.state_dict().items():
         assert value.shape == theirs[name].shape, name
-        assert float(value.mean()) == pytest.approx(float(theirs[name].mean()), abs=0.01 + 0.1 * float(np.abs(theirs[name]).max())), name
+        assert float(value.mean()) == pytest.approx(
+            float(theirs[name].mean()), abs=0.01 + 0.1 * float(np.abs(theirs[name]).max())
+        ), name
         assert float(np.abs(value).max()) == pytest.approx(float(np.abs(theirs[name]).max()), rel=0.1), name
 
 
@@ -225,7 +227,12 @@ def test_errors():
     error(ValueError, "num_heads: expected a divisor of embed_dim = 12, got 5", MultiHeadAttention, E, 5)
     error(ValueError, "embed_dim must be a whole number", MultiHeadAttention, 0, 1)
     error(ValueError, "dropout: expected", MultiHeadAttention, E, H, dropout=2.0)
-    error(ValueError, r"x: expected shape \(time, batch, 12\), got ndarray of shape \(3, 2, 5\)", layer.forward, x[..., :5])
+    error(
+        ValueError,
+        r"x: expected shape \(time, batch, 12\), got ndarray of shape \(3, 2, 5\)",
+        layer.forward,
+        x[..., :5],
+    )
     error(ValueError, r"context: expected shape \(time, batch, 12\)", layer.forward, x, x[0])
     error(RuntimeError, "expected a forward pass before", layer.backward, x)
     error(ValueError, "norm: expected 'pre' or 'post', got None", TransformerBlock, E, H, norm=None)

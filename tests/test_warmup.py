@@ -61,7 +61,7 @@ def test_a_factory_says_what_its_keys_hold():
 
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
-    without_kernels |= {"pruning", "schedules"}
+    without_kernels |= {"pruning", "schedules", "testing"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
     for name in set(fastgrad.__all__) - without_kernels:
         assert _warmup.plan((name,), np.dtype(np.float32)), name
@@ -75,10 +75,19 @@ def call_recurrent(name: str, dtype: type) -> None:
     gates = 4 if name == "lstm" else 3
     x, w, u, b = arrays((5, 3, 4), (gates * 6, 4), (gates * 6, 6), (gates * 6,), dtype=dtype)
     forward, backward = getattr(fastgrad, name), getattr(fastgrad, f"{name}_backward")
-    for further in [{}, {"lengths": [5, 2, 0]}, {"reverse": True}] + [{"reset_after": False}] * (name == "gru"):
+    noise = {"zoneout_h": 0.1, "input_dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}
+    for further in [{}, {"lengths": [5, 2, 0]}, {"reverse": True}, noise] + [{"reset_after": False}] * (name == "gru"):
         state, rest = (None,) * (gates - 2), (None,) * (gates - 2)
         y, _, saved = forward(x, *state, w, u, b, b, **further)
         backward(y, *rest, saved)
+
+
+def call_layer_norm_lstm(dtype: type) -> None:
+    x, w, u, g, b, c = arrays((5, 3, 4), (24, 4), (24, 6), (24,), (24,), (6,), dtype=dtype)
+    noise = {"input_dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}
+    for further in ({}, {"lengths": [5, 2, 0]}, noise):
+        y, _, saved = fastgrad.layer_norm_lstm(x, None, None, w, u, g, g, c, b, b, c, **further)
+        fastgrad.layer_norm_lstm_backward(y, None, None, saved)
 
 
 def call_activation(kind: str, dtype: type) -> None:
@@ -123,6 +132,13 @@ def call_layer_norm(dtype: type) -> None:
     fastgrad.layer_norm_backward(dy, fastgrad.layer_norm(x, w, b)[1])
 
 
+def call_attention(dtype: type) -> None:
+    dy, q, k, v = arrays(*[(2, 3, 31, 7)] * 4, dtype=dtype)
+    for options in ({"causal": True}, {"dropout": 0.5}):
+        _, saved = fastgrad.attention(q, k, v, **options)
+        fastgrad.attention_backward(dy, saved)
+
+
 def call_batch_norm(dtype: type) -> None:
     for shape in (31, 7), (5, 7, 9):
         dy, x, w, b, mean, var = arrays(shape, shape, *[(7,)] * 4, dtype=dtype)
@@ -165,9 +181,19 @@ def call_rmsprop(dtype: type) -> None:
         )  # fmt: skip
 
 
+def call_activation_dropout(dtype: type) -> None:
+    x, bias = np.ones((3, 7), dtype), np.empty(7, dtype)
+    for kind in _warmup._DROPPED_KINDS:
+        fastgrad.activation_dropout(x, kind, 0.5, 1)
+        fastgrad.activation_dropout_backward(x, x, kind, 0.5, 1)
+        fastgrad.activation_dropout_backward(x, x, kind, 0.5, 1, bias_grad=bias)
+
+
 CALLS = {
     "gru": lambda dtype: call_recurrent("gru", dtype),
     "lstm": lambda dtype: call_recurrent("lstm", dtype),
+    "layer_norm_lstm": call_layer_norm_lstm,
+    "attention": call_attention,
     "linear": call_linear,
     "activation": call_activations,
     "prelu": call_prelu,
@@ -177,6 +203,7 @@ CALLS = {
     "layer_norm": call_layer_norm,
     "batch_norm": call_batch_norm,
     "dropout": lambda dtype: fastgrad.dropout_backward(fastgrad.dropout(np.ones(99, dtype), 0.5, 1), 0.5, 1),
+    "activation_dropout": call_activation_dropout,
     "softmax_cross_entropy": lambda dtype: fastgrad.softmax_cross_entropy(np.ones((3, 4), dtype), np.zeros(3, int)),
     "binary_cross_entropy_with_logits": lambda dtype: fastgrad.binary_cross_entropy_with_logits(
         np.ones(3, dtype), np.zeros(3, dtype)

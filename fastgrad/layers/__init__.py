@@ -14,9 +14,9 @@ from fastgrad.layers.attention import MultiHeadAttention
 from fastgrad.layers.base import Layer, Parameter
 from fastgrad.layers.checkpoint import Checkpoint
 from fastgrad.layers.containers import Residual, Sequential
-from fastgrad.layers.dense import Activation, Embedding, Linear
+from fastgrad.layers.dense import Activation, Embedding, Linear, PReLU
 from fastgrad.layers.norms import BatchNorm, LayerNorm
-from fastgrad.layers.recurrent import GRU, LSTM
+from fastgrad.layers.recurrent import GRU, LSTM, LayerNormLSTM
 from fastgrad.layers.regularization import Dropout
 from fastgrad.layers.transformer import TransformerBlock
 
@@ -30,8 +30,10 @@ __all__ = [
     "Embedding",
     "Layer",
     "LayerNorm",
+    "LayerNormLSTM",
     "Linear",
     "MultiHeadAttention",
+    "PReLU",
     "Parameter",
     "Residual",
     "Sequential",

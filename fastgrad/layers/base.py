@@ -66,6 +66,10 @@ class Layer:
         elif isinstance(value, Layer):
             value._prefix_names(attribute)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what a forward pass kept: it belongs to one backward pass, and may be scratch."""
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
     def _members(self) -> Iterator[tuple[str, Any]]:
         """Yield the (name, Parameter or Layer) pairs directly below, in the order of assignment."""
         for name, value in vars(self).items():

@@ -12,7 +12,10 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module
+from fastgrad._checks import number
+from fastgrad._noise import clip_of, probability
 from fastgrad.layers.base import Layer, Parameter, Rng, describe, positive, uniform, wrong_shape
+from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
 from fastgrad.recurrent import gru, gru_backward, lstm, lstm_backward
 
 
@@ -21,6 +24,14 @@ class _Recurrent(Layer):
 
     Parameters of layer k are weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}, and those of the reverse
     direction have `_reverse` appended; all from U(-a, a), a = 1 / sqrt(hidden_size).
+
+    zoneout_h, zoneout_c (LSTM), input_dropout, recurrent_dropout: see `fastgrad.lstm`; each layer and direction has
+    masks of its own, the input of a layer being the output of the one below. Attributes of these names may be changed
+    at any time. state_grad_clip: bound of the gradient that goes back through time, see `fastgrad.lstm_backward`.
+
+    Attributes:
+        seed, offset: of the random numbers. Where there are any, the seed is drawn from `rng`, else it is None; offset
+            counts the forward passes in training: put both back to repeat a run.
     """
 
     _gates: int  # rows of the weights in units of H
@@ -34,6 +45,10 @@ class _Recurrent(Layer):
         bidirectional: bool = False,
         batch_first: bool = False,
         *,
+        zoneout_h: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        state_grad_clip: float | None = None,
         rng: Rng = None,
         dtype: Any = np.float32,
         device: str = "cpu",
@@ -43,6 +58,10 @@ class _Recurrent(Layer):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
         self.dtype = init.float_dtype(dtype)
+        self.zoneout_h = probability("zoneout_h", zoneout_h)
+        self.input_dropout = probability("input_dropout", input_dropout)
+        self.recurrent_dropout = probability("recurrent_dropout", recurrent_dropout)
+        self.state_grad_clip = clip_of(state_grad_clip)
         self.dstate0: Any = None
         self._directions = 2 if bidirectional else 1
         self._runs: list[list[Parameter]] = []
@@ -50,14 +69,24 @@ class _Recurrent(Layer):
         for layer in range(num_layers):
             size = input_size if layer == 0 else hidden_size * self._directions
             for suffix in ["", "_reverse"][: self._directions]:
-                shapes = {"weight_ih": (rows, size), "weight_hh": (rows, hidden_size)}
-                run = []
-                for name, shape in {**shapes, "bias_ih": (rows,), "bias_hh": (rows,)}.items():
-                    parameter = Parameter(uniform(shape, bound, rng, self.dtype))
+                run = self._initial(rows, size, bound, rng)
+                for name, parameter in run.items():
                     setattr(self, f"{name}_l{layer}{suffix}", parameter)
-                    run.append(parameter)
-                self._runs.append(run)
+                self._runs.append(list(run.values()))
+        random = any(self._noise().values())
+        self.seed, self.offset = int(rng.integers(1 << 63)) if random else None, 0
         self.to(device)
+
+    def _initial(self, rows: int, size: int, bound: float, rng: np.random.Generator) -> dict[str, Parameter]:
+        """Return the parameters of a layer and direction, in the order in which its function takes them."""
+        shapes = {"weight_ih": (rows, size), "weight_hh": (rows, self.hidden_size)}
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        return {name: Parameter(uniform(shape, bound, rng, self.dtype)) for name, shape in shapes.items()}
+
+    def _noise(self) -> dict[str, float]:
+        """Return the probabilities."""
+        names = ("zoneout_h", "input_dropout", "recurrent_dropout")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Array, state: Any = None, lengths: Any = None) -> Any:
         """Return (y, state): y (T, B, D * H) of the last layer, and the state behind the last step.
@@ -76,17 +105,21 @@ class _Recurrent(Layer):
         initial = self._split_state("state", state, x.shape[1])
         last: list[tuple[Array, ...]] = []
         saved: list[Any] = []
+        options: dict[str, Any] = {**self._noise(), "training": self.training, "seed": self.seed, "lengths": lengths}
         for _ in range(self.num_layers):
             outputs = []
             for direction in range(self._directions):
                 index = len(saved)
                 parameters = [parameter.data for parameter in self._runs[index]]
                 starts = [None if part is None else part[index] for part in initial]
-                y, ends, kept = self._run(x, starts, parameters, lengths, direction == 1)
+                options |= {"reverse": direction == 1, "offset": self.offset * len(self._runs) + index}
+                y, ends, kept = self._run(x, starts, parameters, options)
                 outputs.append(y)
                 last.append(ends)
                 saved.append(kept)
             x = outputs[0] if len(outputs) == 1 else array_module(x).concatenate(outputs, axis=-1)
+        if self.training:
+            self.offset += 1
         y = x.swapaxes(0, 1) if self.batch_first else x
         self._keep(y, (saved, x.shape[1]))
         return y, self._join_state(last)
@@ -149,7 +182,7 @@ class _Recurrent(Layer):
         )
         return parts[0] if self._states == 1 else parts
 
-    def _run(self, x: Array, starts: Any, parameters: Any, lengths: Any, reverse: bool) -> Any:
+    def _run(self, x: Array, starts: Any, parameters: Any, options: Any) -> Any:
         raise NotImplementedError
 
     def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
@@ -165,11 +198,57 @@ class LSTM(_Recurrent):
 
     _gates, _states = 4, 2
 
-    def _run(self, x: Array, starts: Any, parameters: Any, lengths: Any, reverse: bool) -> Any:
-        return lstm(x, *starts, *parameters, lengths=lengths, reverse=reverse)
+    def __init__(self, *args: Any, zoneout_c: float = 0.0, **kwargs: Any) -> None:
+        self.zoneout_c = probability("zoneout_c", zoneout_c)
+        super().__init__(*args, **kwargs)
+
+    def _noise(self) -> dict[str, float]:
+        return {**super()._noise(), "zoneout_c": self.zoneout_c}
+
+    def _run(self, x: Array, starts: Any, parameters: Any, options: Any) -> Any:
+        return lstm(x, *starts, *parameters, **options)
 
     def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
-        dx, dh0, dc0, *gradients = lstm_backward(dy, dends[0], dends[1], saved)
+        dx, dh0, dc0, *gradients = lstm_backward(dy, dends[0], dends[1], saved, state_grad_clip=self.state_grad_clip)
+        return dx, (dh0, dc0), gradients
+
+
+class LayerNormLSTM(LSTM):
+    """An LSTM with layer normalisation of W_ih x, W_hh h and c, see `fastgrad.layer_norm_lstm`; otherwise as `LSTM`.
+
+    A class of its own, since it has other parameters than torch's LSTM, whose state_dict `LSTM` reads: weight_ih and
+    weight_hh, gain_ih, gain_hh (4H,) and gain_c (H,), bias_ih, bias_hh (4H,) and bias_c (H,), with the endings _l{k}
+    and _l{k}_reverse. Gains start from `gain`, biases from 0. Cooijmans et al. (Recurrent
+    Batch Normalization, 2017) start theirs from 0.1: with tanh of numbers of variance 1 gradients vanish sooner.
+
+    Args:
+        gain: what the gains start from.
+        eps: added to the variances.
+
+    Ba, Kiros & Hinton, Layer Normalization, 2016.
+    """
+
+    def __init__(self, *args: Any, gain: float = 1.0, eps: float = 1e-5, **kwargs: Any) -> None:
+        self._gain = number("gain", gain)
+        self.eps = number("eps", eps, 0.0, open_low=True)
+        super().__init__(*args, **kwargs)
+
+    def _initial(self, rows: int, size: int, bound: float, rng: np.random.Generator) -> dict[str, Parameter]:
+        weights = {
+            name: Parameter(uniform(shape, bound, rng, self.dtype))
+            for name, shape in (("weight_ih", (rows, size)), ("weight_hh", (rows, self.hidden_size)))
+        }
+        sizes = {"ih": rows, "hh": rows, "c": self.hidden_size}
+        gains = {f"gain_{of}": Parameter(np.full(n, self._gain, self.dtype)) for of, n in sizes.items()}
+        return {**weights, **gains, **{f"bias_{of}": Parameter(np.zeros(n, self.dtype)) for of, n in sizes.items()}}
+
+    def _run(self, x: Array, starts: Any, parameters: Any, options: Any) -> Any:
+        return layer_norm_lstm(x, *starts, *parameters, eps=self.eps, **options)
+
+    def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
+        dx, dh0, dc0, *gradients = layer_norm_lstm_backward(
+            dy, dends[0], dends[1], saved, state_grad_clip=self.state_grad_clip
+        )
         return dx, (dh0, dc0), gradients
 
 
@@ -187,10 +266,10 @@ class GRU(_Recurrent):
         self.reset_after = bool(reset_after)
         super().__init__(*args, **kwargs)
 
-    def _run(self, x: Array, starts: Any, parameters: Any, lengths: Any, reverse: bool) -> Any:
-        y, h, saved = gru(x, *starts, *parameters, lengths=lengths, reverse=reverse, reset_after=self.reset_after)
+    def _run(self, x: Array, starts: Any, parameters: Any, options: Any) -> Any:
+        y, h, saved = gru(x, *starts, *parameters, reset_after=self.reset_after, **options)
         return y, (h,), saved
 
     def _run_backward(self, dy: Array | None, dends: Any, saved: Any) -> Any:
-        dx, dh0, *gradients = gru_backward(dy, dends[0], saved)
+        dx, dh0, *gradients = gru_backward(dy, dends[0], saved, state_grad_clip=self.state_grad_clip)
         return dx, (dh0,), gradients

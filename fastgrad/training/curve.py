@@ -24,6 +24,7 @@ def save_curve(path: Path, trainer: Trainer) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     config = trainer.config
+    name = "transformer" if config.model == "transformer" else config.model.upper()
     steps = np.arange(1, trainer.step + 1)
     bits = np.array(trainer.history["loss"]) * BITS
     norms = np.array(trainer.history["grad_norm"])
@@ -45,7 +46,7 @@ def save_curve(path: Path, trainer: Trainer) -> None:
         loss_axes.plot(at, values, "o-", color="tab:orange", markersize=3.5, label=label)
     loss_axes.set_ylabel("loss (bits per character)")
     loss_axes.set_title(
-        f"character {config.cell.upper()}, {config.hidden} units x {config.layers}, {config.batch} streams x "
+        f"character {name}, {config.hidden} units x {config.layers}, {config.batch} streams x "
         f"{config.seq_length} steps, Adam {config.lr:g}"
     )
     loss_axes.set_xlim(0, max(1, trainer.step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import signal
@@ -19,6 +20,7 @@ from fastgrad.training.compare import compare
 from fastgrad.training.curve import save_curve
 from fastgrad.training.errors import Diverged, UserError
 from fastgrad.training.model import Config
+from fastgrad.training.profile import SKIPPED, StepProfiler
 from fastgrad.training.progress import Goal, Progress, duration
 from fastgrad.training.sample import sample
 from fastgrad.training.text import BUILT_IN, Corpus, read_text
@@ -48,6 +50,7 @@ class Options:
     sample_length: int = 500
     temperature: float = 0.8
     comparison: bool = True
+    profile: bool = False
 
 
 class Stop:
@@ -88,6 +91,7 @@ class Session:
     folder: Path
     # The step of the newest checkpoint of this run, None while there is none.
     saved: int | None = None
+    profiler: StepProfiler | None = None
 
     def save(self) -> None:
         """Write the checkpoint. Raises UserError when that fails; the former one is then still whole."""
@@ -110,22 +114,31 @@ def train(options: Options) -> int:
     """
     session = _resumed(options) if options.resume else _fresh(options)
     trainer, config = session.trainer, session.trainer.config
+    sizes = f"{config.model.upper()}, {config.embedding} -> {config.hidden} x {config.layers}"
+    if config.model == "transformer":
+        sizes = (
+            f"transformer, {config.layers} blocks of {config.hidden}, {config.heads} heads, {config.seq_length} places"
+        )
     size = sum(parameter.data.size for parameter in trainer.model.parameters())
     _say(
         f"text: {session.source}, {len(trainer.corpus.codes):,} characters, {len(trainer.corpus.vocabulary)} different"
     )
     _say(
-        f"model: {config.cell.upper()}, {config.embedding} -> {config.hidden} x {config.layers} -> "
-        f"{len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, backend {trainer.backend}"
+        f"model: {sizes} -> {len(trainer.corpus.vocabulary)}, {size:,} parameters, {config.dtype}, backend {trainer.backend}"
     )
     if options.resume:
         _say(f"resumed at step {trainer.step:,} after {duration(session.seconds)} of training")
+    if options.profile:
+        session.profiler = StepProfiler(trainer)
     with Stop() as stop:
         try:
             _loop(session, options, stop)
         except Diverged as error:
             kept = "nothing of this run was saved" if session.saved is None else f"step {session.saved:,} is saved"
             raise Diverged(f"{error}; {kept}") from None
+        finally:
+            if session.profiler:
+                session.profiler.close()
     again = f"fastgrad train --resume --out {shlex.quote(str(options.out))}"
     if stop.received is not None:
         name = "Ctrl-C" if stop.received == signal.SIGINT else signal.Signals(stop.received).name
@@ -142,7 +155,8 @@ def _loop(session: Session, options: Options, stop: Stop) -> None:
     last_save = time.monotonic()
     with Progress(trainer, goal) as progress:
         while stop.received is None:
-            trainer.train_step()
+            with session.profiler.step() if session.profiler else contextlib.nullcontext():
+                trainer.train_step()
             now = time.monotonic()
             # The clock starts behind the first step, which may compile for longer than training takes.
             start = now if start is None else start
@@ -173,13 +187,27 @@ def _report(session: Session, options: Options, again: str) -> None:
     if options.comparison:
         _say(f"comparing with {'the CPU' if trainer.backend == 'gpu' else 'naive NumPy'} ...")
         print(f"speed: {compare(trainer)}", flush=True)
+    if session.profiler:
+        _report_profile(session.profiler, session.folder / "trace.json")
     print(f"curve: {options.out / 'curve.png'}")
     more = f"--steps {2 * session.goal.steps}" if session.goal.steps else f"--minutes {session.seconds / 30:.3g}"
     print(f"checkpoint: {options.out / checkpoint.JSON_NAME}, step {trainer.step:,}; train on with: {again} {more}")
 
 
+def _report_profile(profiler: StepProfiler, path: Path) -> None:
+    profile = profiler.profile()
+    if profile is None:
+        print(f"profile: none, the run had no more than the {SKIPPED} steps that warm up; give more --steps")
+        return
+    try:
+        profile.save_trace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None
+    print(f"profile: {profile}\ntrace: {path}; open it in https://ui.perfetto.dev or chrome://tracing\n", flush=True)
+
+
 def _fresh(options: Options) -> Session:
-    config = Config(**options.model)
+    config = Config.of(**options.model)
     folder = options.out
     if not options.overwrite and checkpoint.exists(folder):
         raise UserError(

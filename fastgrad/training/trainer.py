@@ -1,7 +1,8 @@
-"""The trainer: truncated backpropagation through time with carried state, global-norm clipping and Adam.
+"""The trainer: truncated backpropagation through time, global-norm clipping and Adam.
 
-    per step: a window of T characters of B streams, the state carried over from the window before (no gradient flows
-    back into it: Williams & Peng, 1990), one backward pass, one Adam step with the clip coefficient inside it.
+    per step: a window of T characters of B streams, the state of a recurrent model carried over from the window before
+    (no gradient flows back into it: Williams & Peng, 1990; a transformer sees the window alone), one backward pass, one
+    Adam step with the clip coefficient inside it.
 
 A Trainer has no clock, no files and no output; `fastgrad.training.run` has those. Its whole state goes through
 `capture` and `restore`, so that a restored trainer goes on bit for bit.
@@ -24,7 +25,7 @@ from fastgrad import _gpu
 from fastgrad._arrays import Array, device_module, is_array, to_host
 from fastgrad.optim import Adam, StepReport
 from fastgrad.training.errors import Diverged, UserError
-from fastgrad.training.model import CharacterModel, Config
+from fastgrad.training.model import Config, character_model
 from fastgrad.training.text import Corpus, TrainingWindows, ValidationStreams
 
 __all__ = ["BACKENDS", "BITS", "StepResult", "Trainer"]
@@ -77,14 +78,14 @@ class Trainer:
         self.place = _placer(backend)
         # The arrays of a GPU choose their kernels by themselves.
         self.kernels = None if backend == "gpu" else backend
-        self.model = CharacterModel(config, len(corpus.vocabulary), np.random.default_rng([config.seed, 0]))
+        self.model = character_model(config, len(corpus.vocabulary), np.random.default_rng([config.seed, 0]))
         self.model.to("gpu" if backend == "gpu" else "cpu")
         self.optimizer = Adam(self.model.parameters(), lr=config.lr, max_norm=config.clip or None)
         held_out = corpus.validation_length(config.batch)
         split = len(corpus.codes) - held_out
         rng = np.random.default_rng([config.seed, 1])
         self.windows = TrainingWindows(corpus.codes[:split], config.batch, config.seq_length, rng, self.place)
-        self.validation = ValidationStreams(corpus.codes, held_out, config.batch, config.seq_length, self.place)
+        self.validation = ValidationStreams(corpus.codes, held_out, config.batch, self.model.window, self.place)
         self.state: Any = None
         self._history: dict[str, list[float]] = {name: [] for name in HISTORY}
         # Results of steps that lie on a device still.
@@ -126,7 +127,7 @@ class Trainer:
                 _check_loss(loss, self.step + 1)
             self.model.backward(dlogits)
             report = self.optimizer.step()
-        self.state = state
+        self.state = state if self.model.carries else None
         result = StepResult(loss, report)
         self._unread.append(result)
         if device_module(loss) is None or len(self._unread) >= READ_EVERY:
@@ -154,7 +155,7 @@ class Trainer:
         with fastgrad.backend(self.kernels):
             for x, targets in self.validation.windows():
                 if targets is None:
-                    _, state = self.model.rnn.forward(self.model.embedding.forward(x), state)
+                    state = self.model.read(x, state)
                 else:
                     loss, _, state = self.model.loss(x, targets, state)
                     losses.append(loss)
@@ -218,7 +219,7 @@ class Trainer:
             shape = (self.config.layers, self.config.batch, self.config.hidden)
             if any(part.shape != shape or part.dtype != self.config.dtype for part in parts):
                 raise ValueError(f"the carried state must have shape {shape}")
-            expected = 0 if not contents["step"] else {"lstm": 2, "gru": 1}[self.config.cell]
+            expected = 0 if not contents["step"] else {"lstm": 2, "gru": 1, "transformer": 0}[self.config.model]
             if len(parts) != expected:
                 raise ValueError(f"the carried state has {len(parts)} arrays instead of {expected}")
             self.state = None if not parts else tuple(parts) if len(parts) == 2 else parts[0]

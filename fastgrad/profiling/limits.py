@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from fastgrad._memory import empty
 from fastgrad.kernels import runtime
 from fastgrad.kernels.norm_cpu import AHEAD_BYTES
 from fastgrad.kernels.simd import STREAM_BYTES, Machine, Value, traced
 from fastgrad.kernels.streams import BLOCK, PARALLEL_SIZE, STREAMING_BYTES
-from inputs import QUICK, Array, normal
-from turns import Contestant
+from fastgrad.profiling.turns import Contestant
 
-from fastgrad._memory import empty
+Array = np.ndarray
 
 FLOAT = np.dtype(np.float32)
-PRODUCT = 128 if QUICK else 2048
+PRODUCT = 2048  # rows and columns of the product whose rate is the limit of arithmetic
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,12 @@ def of_memory(*passes: Callable[[], object], before: Callable[[], object] | None
     return Limit(Contestant(lambda: [run() for run in passes], before))
 
 
-def of_products(flops: int) -> Limit:
-    """Return the limit of work of so many flops in products of float32 matrices."""
-    a, b, c = (normal(k, PRODUCT, PRODUCT) for k in range(3))
-    return Limit(Contestant(lambda: np.matmul(a, b, out=c)), flops / (2 * PRODUCT**3))
+def of_products(flops: int, side: int = PRODUCT, multiply: Callable[..., object] | None = None) -> Limit:
+    """Return the limit of work of so many flops in products of float32 matrices.
+
+    side: rows and columns of one; multiply: takes (a, b, out), NumPy's unless given
+    """
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal((side, side), dtype=np.float32) for _ in range(3))
+    run = multiply or np.matmul
+    return Limit(Contestant(lambda: run(a, b, c)), flops / (2 * side**3))
