@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,22 @@ class PlainCell(Layer):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, orthogonal: float | None = None, rng: np.random.Generator
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        orthogonal: float | None = None,
+        rng: np.random.Generator,
+        dtype: Any = np.float32,
     ) -> None:
         bound = 1.0 / math.sqrt(hidden_size)
-        self.weight_ih = Parameter(init.uniform((hidden_size, input_size), bound, rng, np.float32))
-        self.weight_hh = Parameter(init.uniform((hidden_size, hidden_size), bound, rng, np.float32))
-        self.bias = Parameter(init.uniform((hidden_size,), bound, rng, np.float32))
+        self.weight_ih = Parameter(init.uniform((hidden_size, input_size), bound, rng, dtype))
+        self.weight_hh = Parameter(init.uniform((hidden_size, hidden_size), bound, rng, dtype))
+        self.bias = Parameter(init.uniform((hidden_size,), bound, rng, dtype))
         if orthogonal is not None:
-            self.weight_hh.data[...] = init.orthogonal((hidden_size, hidden_size), gain=orthogonal, rng=rng)
+            self.weight_hh.data[...] = init.orthogonal(
+                (hidden_size, hidden_size), gain=orthogonal, rng=rng, dtype=dtype
+            )
 
     def forward(self, x: Array) -> Array:
         """Return h (T, B, H) of every step for x (T, B, I)."""
