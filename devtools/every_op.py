@@ -151,9 +151,19 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
             (3, fg.gru, fg.gru_backward, 1),
         ):
             arrays = normal(gates * H, I), normal(gates * H, H), normal(gates * H), normal(gates * H)
-            for options in ({}, {"reverse": True}, {"lengths": [min(k, T) for k in range(1, B + 1)]}):
+            lengths = {"lengths": [min(k, T) for k in range(1, B + 1)]}
+            noise = {"zoneout_h": 0.3, "input_dropout": 0.2, "recurrent_dropout": 0.4, "seed": 1}
+            for options in ({}, {"reverse": True}, lengths, noise, {**noise, **lengths}):
                 y, last, saved = forward(normal(T, B, I), *[None] * states, *arrays, **options)
                 each(y, last, backward(normal(*y.shape), *[normal(B, H)] * states, saved))
+                each(backward(normal(*y.shape), *[normal(B, H)] * states, saved, state_grad_clip=0.1))
+        sizes = (4 * H,), (4 * H,), (H,)
+        gains_and_biases = [normal(*size) for size in (*sizes, *sizes)]
+        for options in ({}, {"reverse": True, "zoneout_c": 0.3, "recurrent_dropout": 0.4, "seed": 1}):
+            y, last, saved = fg.layer_norm_lstm(
+                normal(T, B, I), None, None, normal(4 * H, I), normal(4 * H, H), *gains_and_biases, **options
+            )
+            each(y, last, fg.layer_norm_lstm_backward(normal(*y.shape), normal(B, H), normal(B, H), saved))
 
     from fastgrad import layers
 

@@ -11,7 +11,7 @@ from fastgrad._arrays import Array, zeros
 from fastgrad._checks import number, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
-from fastgrad.kernels.layer_norm_lstm_ref import Weights
+from fastgrad.kernels.layer_norm_lstm import Weights
 from fastgrad.recurrent import Saved, _Arguments, _gradient, _saved_by
 
 __all__ = ["LayerNormLSTMGradients", "layer_norm_lstm", "layer_norm_lstm_backward"]

@@ -9,7 +9,8 @@
 
 __device__ inline real_t masked(real_t x, real_t factor) { return factor > 0 ? x * factor : real_t(0); }
 
-// a (T, n) in; mask (n,) in; out (T, n) out, may be a: a mask, and 0 where that is 0. Threads along n, blocks.y along T.
+// a (T, n) in; mask (n,) in; out (T, n) out, may be a: a mask, and 0 where that is 0. Threads along n, blocks.y
+// along T.
 extern "C" __global__ void fg_mask_steps(const storage_t* a, const storage_t* mask, storage_t* out, index_t steps,
                                          index_t n) {
     const index_t i = global_thread();
@@ -18,9 +19,9 @@ extern "C" __global__ void fg_mask_steps(const storage_t* a, const storage_t* ma
     for (index_t t = blockIdx.y; t < steps; t += gridDim.y) out[t * n + i] = storage_t(masked(a[t * n + i], factor));
 }
 
-// z of an entry of (T, B, H): 1 below the threshold and 0 above where it is random, else p.
 using wide_t = unsigned long long;
 
+// z of an entry of (T, B, H): 1 below the threshold and 0 above where it is random, else p.
 struct Zone { wide_t seed, offset; unsigned threshold; real_t p; };
 __device__ inline real_t zone_of(const Zone& zone, index_t entry, int random) {
     if (!random) return zone.p;
@@ -38,8 +39,9 @@ __device__ inline real_t mixed(storage_t* state, const Cell<1>& cell, real_t z) 
 // Behind the forward kernel of step t. h, c (T + 1, B, H) in/out, c null for a GRU; y (T, B, H) out with lengths;
 // lengths (B,) or null.
 extern "C" __global__ void fg_zoneout(storage_t* h, storage_t* c, storage_t* y, const index_t* lengths, wide_t seed,
-                                      wide_t offset_h, wide_t offset_c, unsigned threshold_h, unsigned threshold_c, real_t p_h,
-                                      real_t p_c, int random, index_t t, index_t batch, index_t hidden, int reverse) {
+                                      wide_t offset_h, wide_t offset_c, unsigned threshold_h, unsigned threshold_c,
+                                      real_t p_h, real_t p_c, int random, index_t t, index_t batch, index_t hidden,
+                                      int reverse) {
     const Cell<1> cell(t, batch, hidden, reverse, lengths);
     if (!cell.valid) return;
     const index_t entry = cell.row * hidden + cell.unit;
@@ -71,11 +73,12 @@ extern "C" __global__ void fg_zoneout_backward(storage_t* dh, storage_t* dc, con
 }
 
 // Behind the product that ends step t back. dh, dc (B, H) in/out, dc null for a GRU; products, mask (B, H) or null:
-// gradient of h as it entered the products, and its mask; kept_h, kept_c (B, H) or null: what went past the step; bound:
-// of the results, infinity for none. overwrite: where there are products, dh is not read.
-extern "C" __global__ void fg_finish_step(storage_t* dh, storage_t* dc, const storage_t* products, const storage_t* mask,
-                                          const storage_t* kept_h, const storage_t* kept_c, const index_t* lengths,
-                                          real_t bound, int overwrite, index_t t, index_t batch, index_t hidden) {
+// gradient of h as it entered the products, and its mask; kept_h, kept_c (B, H) or null: what went past the step;
+// bound: of the results, infinity for none. overwrite: where there are products, dh is not read.
+extern "C" __global__ void fg_finish_step(storage_t* dh, storage_t* dc, const storage_t* products,
+                                          const storage_t* mask, const storage_t* kept_h, const storage_t* kept_c,
+                                          const index_t* lengths, real_t bound, int overwrite, index_t t,
+                                          index_t batch, index_t hidden) {
     const Cell<1> cell(t, batch, hidden, 0, lengths);
     if (!cell.valid) return;
     real_t value = products && overwrite ? real_t(0) : real_t(dh[cell.at]);

@@ -57,7 +57,7 @@ class Between:
         empty = self._device.xp.empty
         self._zones = noise is not None and noise.zones
         self.mask_h = mask_h(noise, state)
-        self._product = None if self.mask_h is None else empty(self._shape, self._dtype)
+        self._product: Any = None if self.mask_h is None else empty(self._shape, self._dtype)
         self._kept = [empty(self._shape, self._dtype) if self._zones else None for _ in range(states)]
 
     @property

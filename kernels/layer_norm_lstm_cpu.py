@@ -36,7 +36,7 @@ from .between_steps_cpu import (
     masked_steps,
 )
 from .layer_norm_cpu import Normalised, layer_norm, layer_norm_backward, means, statistics
-from .layer_norm_lstm_ref import Weights
+from .layer_norm_lstm import Weights
 from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
 from .recurrent_cpu import GATE_BYTES, Array, copy_row, input_products, tasks_for, zero_row, zeroed_padding
 from .simd import Machine, Value, traced
@@ -479,7 +479,8 @@ def backward(
     before = masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], mask_h(noise, batch, hidden, dtype))
     matmul(behind.T, before.reshape(rows), d.weight_hh)
     from_x = saved.from_x.reshape(flat.shape)
-    layer_norm_backward(flat, from_x, w.gain_ih, *saved.stats_x, behind, d.gain_ih, d.bias_ih)
+    mean_x, rstd_x = saved.stats_x
+    layer_norm_backward(flat, from_x, w.gain_ih, mean_x, rstd_x, behind, d.gain_ih, d.bias_ih)
     m_x, dx = mask_x(noise, x), empty(x.shape, dtype)
     matmul(behind, w.weight_ih, dx.reshape(steps * batch, inputs))
     masked_steps(dx, m_x, out=dx)

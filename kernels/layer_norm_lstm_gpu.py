@@ -15,7 +15,7 @@ import numpy as np
 from . import cuda
 from .between_steps_gpu import Between, Noise, mask_x, masked_steps
 from .layer_norm_gpu import layer_norm, layer_norm_backward
-from .layer_norm_lstm_ref import Weights
+from .layer_norm_lstm import Weights
 from .matmul_gpu import matmul
 from .recurrent_gpu import flat, input_products, own_or_zeros, states, zeroed_padding
 from .table_gpu import keep_if_captured

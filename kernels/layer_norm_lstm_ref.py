@@ -13,7 +13,6 @@ and h~ are the c' and h' from above.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,21 +30,9 @@ from .between_steps_ref import (
     split,
     zone,
 )
+from .layer_norm_lstm import Weights
 
 Array = np.ndarray
-
-
-class Weights(NamedTuple):
-    """All that is learned."""
-
-    weight_ih: Array  # (4H, I)
-    weight_hh: Array  # (4H, H)
-    gain_ih: Array  # (4H,)
-    gain_hh: Array  # (4H,)
-    gain_c: Array  # (H,)
-    bias_ih: Array  # (4H,)
-    bias_hh: Array  # (4H,)
-    bias_c: Array  # (H,)
 
 
 @dataclass

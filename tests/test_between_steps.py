@@ -7,7 +7,7 @@ import pytest
 import test_gru
 import test_lstm
 from backends import placed
-from support import central_difference, oracle, random
+from support import oracle, random
 from tolerances import assert_close
 
 import fastgrad
@@ -22,6 +22,7 @@ from fastgrad import (
     lstm_cell_backward,
 )
 from fastgrad.layers import GRU, LSTM
+from fastgrad.testing import gradcheck
 
 SEED, OFFSET = 0x9ABCDEF012345678, 0x3EDCBA9876543210
 # (T, B, I, H): rows of z that begin in the middle of 64 entries, longer and shorter ones, more rows than threads; one
@@ -159,19 +160,24 @@ def test_against_torch(backend, cell, options):
 @pytest.mark.parametrize("noise", ["zoneout", "dropout", "all"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_central_differences(backend, cell, noise):
+    more = {} if cell == "lstm" else {"reset_after": cell == "gru"}
+    forward, backward = (lstm, lstm_backward) if cell == "lstm" else (gru, gru_backward)
+    arguments, _ = draw(cell, (3, 3, 2, 3))
     for training in (True, False):
-        arguments, gradients = draw(cell, (3, 3, 2, 3))
-        options = options_of(cell, noise, training=training, lengths=[2, 3, 0])
-        results = run(cell, arguments, gradients, **options)
+        options = options_of(cell, noise, training=training, lengths=[2, 3, 0], **more)
 
-        def loss(options=options, arguments=arguments, gradients=gradients):
-            found = list(run(cell, arguments, gradients, **options).values())
-            return float(sum((o * g).sum() for o, g in zip(found, gradients, strict=False)))
+        def back(dy, *inputs, options=options):
+            ends = dy[1] if cell == "lstm" else dy[1:]
+            return backward(dy[0], *ends, forward(*inputs, **options)[2])
 
-        names = [name for name in results if name[0] == "d"]
-        for name, argument in zip(names, arguments, strict=True):
-            numeric = central_difference(loss, argument)
-            assert_close(results[name], numeric, "differences", magnitude=max(1.0, np.abs(numeric).max()), label=name)
+        gradcheck(lambda *inputs, options=options: forward(*inputs, **options)[:2], arguments, back)
+
+
+def test_layers_by_central_differences(cpu_backend):
+    noise = {"zoneout_h": 0.3, "input_dropout": 0.2, "recurrent_dropout": 0.4}
+    for make, more in ((LSTM, {"zoneout_c": 0.3}), (GRU, {})):
+        layer = make(3, 4, 2, True, rng=1, dtype=np.float64, **noise, **more)
+        gradcheck(layer, random(2, (3, 2, 3)))
 
 
 # --- the clamp

@@ -251,6 +251,9 @@ BOUNDS = {
     "fg_attention": (112, 0, 0), "fg_attention_backward_queries": (128, 0, 0),
     "fg_attention_backward_keys": (124, 0, 0),
     "fg_layer_norm": (64, 4, 1), "fg_layer_norm_backward": (80, 6, 1),
+    # A thread for each unit: what a step waits for is its launches.
+    "fg_mask_steps": (32, 0, 0), "fg_zoneout": (48, 0, 0), "fg_zoneout_backward": (48, 0, 0),
+    "fg_finish_step": (40, 0, 0), "fg_layer_norm_lstm": (80, 0, 0), "fg_layer_norm_lstm_backward": (96, 0, 0),
 }  # fmt: skip
 
 

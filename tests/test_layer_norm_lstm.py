@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import placed
-from support import central_difference, layouts, oracle, random
+from support import layouts, oracle, random
 from test_between_steps import NOISES, OFFSET, SEED, masks, same_bits
 from test_lstm import SIZES, assert_results, some_lengths
 from tolerances import assert_close
@@ -13,6 +13,7 @@ from tolerances import assert_close
 import fastgrad
 from fastgrad import layer_norm_lstm, layer_norm_lstm_backward
 from fastgrad.layers import LayerNormLSTM
+from fastgrad.testing import gradcheck
 
 NAMES = (
     "x", "h0", "c0", "weight_ih", "weight_hh", "gain_ih", "gain_hh", "gain_c", "bias_ih", "bias_hh", "bias_c",
@@ -109,16 +110,16 @@ def test_against_torch(backend, options):
     "options", [{}, {"lengths": [2, 3, 0]}, {**NOISES["all"], "seed": 5, "reverse": True}], ids=str
 )
 def test_central_differences(backend, options):
-    arguments, gradients = draw((3, 3, 2, 3))
-    results = run(arguments, gradients, **options)
+    arguments, _ = draw((3, 3, 2, 3))
+    gradcheck(
+        lambda *inputs: layer_norm_lstm(*inputs, eps=EPS, **options)[:2], arguments,
+        lambda dy, *inputs: layer_norm_lstm_backward(dy[0], *dy[1], layer_norm_lstm(*inputs, eps=EPS, **options)[2]),
+    )  # fmt: skip
 
-    def loss():
-        y, (hn, cn), _ = layer_norm_lstm(*arguments, eps=EPS, **options)
-        return float(sum((o * g).sum() for o, g in zip((y, hn, cn), gradients, strict=True)))
 
-    for name, argument in zip(NAMES, arguments, strict=True):
-        numeric = central_difference(loss, argument)
-        assert_close(results[f"d{name}"], numeric, "differences", magnitude=max(1.0, np.abs(numeric).max()), label=name)
+def test_the_layer_by_central_differences(cpu_backend):
+    noise = {"zoneout_h": 0.3, "zoneout_c": 0.2, "recurrent_dropout": 0.4}
+    gradcheck(LayerNormLSTM(3, 4, 2, True, rng=1, dtype=np.float64, eps=EPS, **noise), random(2, (3, 2, 3)))
 
 
 def test_optional_arguments(backend, dtype):

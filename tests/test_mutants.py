@@ -347,6 +347,55 @@ def gru(reset_after: bool) -> Callable[[], None]:
     return recurrent(run, 3, 1)
 
 
+NOISE = {"zoneout_h": 0.4, "input_dropout": 0.3, "recurrent_dropout": 0.3, "seed": 5, "offset": 3 << 40}
+
+
+def noisy_lstm(reverse: bool = False, **options: object) -> Callable[[], None]:
+    def run(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh, dc):
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        given = {**NOISE, "zoneout_c": 0.6, **options}
+        y, last, saved = fastgrad.lstm(x, h, c, *weights, lengths=[4, 2, 0, 3, 1], reverse=reverse, **given)
+        return [y, *last, *fastgrad.lstm_backward(dy, dh, dc, saved, state_grad_clip=0.2)]
+
+    return recurrent(run, 4, 2)
+
+
+def noisy_gru(reset_after: bool) -> Callable[[], None]:
+    def run(x, h, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh):
+        weights = weight_ih, weight_hh, bias_ih, bias_hh
+        y, last, saved = fastgrad.gru(x, h, *weights, reset_after=reset_after, lengths=[4, 2, 0, 3, 1], **NOISE)
+        return [y, last, *fastgrad.gru_backward(dy, dh, saved, state_grad_clip=0.2)]
+
+    return recurrent(run, 3, 1)
+
+
+def clamped_in_one_kernel() -> None:
+    """float32 and few units: the persistent kernels; short sequences last, in both directions."""
+    x, h, c, dy, dh, dc = (
+        normal(shape, k) for k, shape in enumerate(((4, 5, 3), *[(5, 8)] * 2, (4, 5, 8), *[(5, 8)] * 2))
+    )
+    for gates, forward, backward, states, ends in (
+        (4, fastgrad.lstm, fastgrad.lstm_backward, [h, c], [dh, dc]),
+        (3, fastgrad.gru, fastgrad.gru_backward, [h], [dh]),
+    ):  # fmt: skip
+        weights = normal((gates * 8, 3), 10), normal((gates * 8, 8), 11)
+        for reverse in (False, True):
+
+            def run(x, weights, states, dy, ends, forward=forward, backward=backward, reverse=reverse):
+                _, _, saved = forward(x, *states, *weights, lengths=[4, 2, 0, 3, 1], reverse=reverse)
+                return list(backward(dy, *ends, saved, state_grad_clip=0.2)[:-2])
+
+            agree("recurrent", run, x, list(weights), states, dy, ends)
+
+
+def normalised_lstm(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, dy, dh, dc):
+    H = h.shape[1]
+    gains = bias_hh, bias_ih, bias_hh[:H].copy()
+    weights = weight_ih, weight_hh, *gains, bias_ih, bias_hh, bias_ih[:H].copy()
+    y, last, saved = fastgrad.layer_norm_lstm(x, h, c, *weights, lengths=[4, 2, 0, 3, 1])
+    return [y, *last, *fastgrad.layer_norm_lstm_backward(dy, dh, dc, saved)]
+
+
 def recurrent(run: Callable, gates: int, states: int) -> Callable[[], None]:
     """Ragged sequences, with NaN where they have ended. float64 goes step by step."""
 
@@ -396,6 +445,13 @@ CASES: dict[str, Callable[[], None]] = {
     "LSTM reverse": lstm(True),
     "GRU": gru(True),
     "GRU reset before": gru(False),
+    "LSTM noise": noisy_lstm(),
+    "LSTM noise reverse": noisy_lstm(True),
+    "LSTM in evaluation": noisy_lstm(training=False),
+    "GRU noise": noisy_gru(True),
+    "GRU noise reset before": noisy_gru(False),
+    "clamp in one kernel": clamped_in_one_kernel,
+    "LSTM layer norm": recurrent(normalised_lstm, 4, 2),
 }
 
 
@@ -507,8 +563,8 @@ MUTANTS = [
          "(head * T + row + 1) * groups, key + r"),
         ("attention.cu", "the scale forgotten", "attention", "storage_t(sums[r][c] * scale)", "storage_t(sums[r][c])"),
         ("attention.cu", "along not taken off", "attention", "slopes[r] * kept - mean)", "slopes[r] * kept)"),
-        ("philox.cuh", "words changed", "attention", "return {c[0], c[1], c[2], c[3]};",
-         "return {c[0], c[1], c[3], c[2]};"),
+        ("philox.cuh", "words changed", "attention", "return {{c[0], c[1], c[2], c[3]}};",
+         "return {{c[0], c[1], c[3], c[2]}};"),
         ("lists.cuh", "chunks counted from the first tensor", "clip", "(chunk - table.first_chunk(tensor))", "chunk"),
         ("lists.cuh", "alignment of the last stream only", "sgd",
          "aligned = aligned && aligned16", "aligned = aligned16"),
@@ -558,6 +614,53 @@ MUTANTS = [
          "fma_(d.at[w], r.at[w], dh_now.at[w])", "d.at[w] * r.at[w]"),
         ("gru_reset_before.cu", "padding left in the product", "GRU reset before",
          "return write<W>(kept, Reals<W>{});", "return;"),
+        ("philox.cuh", "one word for all of a group", "LSTM noise", "int(entry % 64 / 16)", "0"),
+        ("between_steps.cu", "a mask of the first sequence for all", "LSTM noise", "mask[cell.at]", "mask[cell.unit]"),
+        ("between_steps.cu", "a mask per step", "LSTM noise",
+         "out[t * n + i] = storage_t(masked(a[t * n + i], factor))",
+         "out[t * n + i] = storage_t(masked(a[t * n + i], t % 2 ? factor : real_t(1)))"),
+        ("between_steps.cu", "zoneout the same at every step", "LSTM noise",
+         "const index_t entry = cell.row * hidden + cell.unit;\n    const real_t value",
+         "const index_t entry = cell.at;\n    const real_t value"),
+        ("between_steps.cu", "the state before, in reverse", "LSTM noise reverse",
+         "Cell<1> cell(t, batch, hidden, reverse, lengths)", "Cell<1> cell(t, batch, hidden, 0, lengths)"),
+        ("between_steps.cu", "y not zoned out", "GRU noise", "    if (lengths) y[entry] = storage_t(value);\n", ""),
+        ("between_steps.cu", "c zoned out as h", "LSTM noise",
+         "if (c) mixed(c, cell, zone_of({seed, offset_c,", "if (c) mixed(c, cell, zone_of({seed, offset_h,"),
+        ("between_steps.cu", "the other way round in evaluation", "LSTM in evaluation",
+         "fma_(z, before, (real_t(1) - z) * now)", "fma_(z, now, (real_t(1) - z) * before)"),
+        ("between_steps.cu", "dy lost with zoneout", "LSTM noise",
+         "dy ? real_t(dy[entry]) : real_t(0)", "real_t(0)"),
+        ("between_steps.cu", "the gradient past the step lost", "GRU noise",
+         "if (kept_h) value +=", "if (false) value +="),
+        ("between_steps.cu", "c's gradient past the step lost", "LSTM noise", "if (kept_c) other", "if (false) other"),
+        ("between_steps.cu", "dh overwritten where it is to be kept", "GRU noise", "products && overwrite", "products"),
+        ("between_steps.cu", "c's gradient not clamped", "LSTM noise",
+         "dc[cell.at] = storage_t(clamped(other, bound));", "dc[cell.at] = storage_t(other);"),
+        ("between_steps.cu", "padding clamped", "LSTM noise",
+         "if (!cell.valid) return;\n    real_t value", "if (!cell.any) return;\n    real_t value"),
+        ("lstm_persistent.cu", "padding clamped", "clamp in one kernel",
+         "(reverse ? t - 1 : t + 1) < lengths[place.first + b]", "true"),
+        ("lstm_persistent.cu", "c's gradient not clamped", "clamp in one kernel",
+         "dc_own[i] = clamped(dc_own[i], bound);", ""),
+        ("lstm_persistent.cu", "dh0 not clamped", "clamp in one kernel", "total = clamped(total, bound);", "continue;"),
+        ("gru_persistent.cu", "padding clamped", "clamp in one kernel",
+         "(reverse ? t - 1 : t + 1) < lengths[place.first + b]", "true"),
+        ("rows.cuh", "sums of warps read before they are there", "LSTM layer norm",
+         "    __syncthreads();\n    Two total", "    Two total"),
+        ("layer_norm_lstm.cu", "statistics of padding not written", "LSTM layer norm",
+         "if (threadIdx.x < 4) stats[threadIdx.x * kind + own.row] = 0;", ""),
+        ("layer_norm_lstm.cu", "rstd of W_hh h in the place of c's", "LSTM layer norm",
+         "Normalised xhat_c(stats[2 * kind + own.row], stats[3 * kind + own.row])",
+         "Normalised xhat_c(stats[2 * kind + own.row], stats[kind + own.row])"),
+        ("layer_norm_lstm.cu", "no gradient through the variance of c", "LSTM layer norm",
+         "fma_(xhat_c.of(real_t(cell[k])), -along_c, d - mean_c)", "(d - mean_c)"),
+        ("layer_norm_lstm.cu", "no gradient through the mean of W_hh h", "LSTM layer norm",
+         "-along_h, gradient - mean_h)", "-along_h, gradient)"),
+        ("layer_norm_lstm.cu", "the gradient of h added twice", "LSTM layer norm", "if (lengths) dh_own[k] = 0;", ""),
+        ("layer_norm_lstm.cu", "the output gate left out of the sums", "LSTM layer norm",
+         "for (int n = 0; n < 4; ++n) {\n            const index_t at = n * hidden + k;\n            if (n < 3)",
+         "for (int n = 0; n < 3; ++n) {\n            const index_t at = n * hidden + k;\n            if (n < 3)"),
     )
 ]  # fmt: skip
 

@@ -79,7 +79,7 @@ class _Recurrent(Layer):
 
     def _initial(self, rows: int, size: int, bound: float, rng: np.random.Generator) -> dict[str, Parameter]:
         """Return the parameters of a layer and direction, in the order in which its function takes them."""
-        shapes = {"weight_ih": (rows, size), "weight_hh": (rows, self.hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, size), "weight_hh": (rows, self.hidden_size)}
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         return {name: Parameter(uniform(shape, bound, rng, self.dtype)) for name, shape in shapes.items()}
 
