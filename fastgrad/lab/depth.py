@@ -85,8 +85,7 @@ def run(
         method=f"Networks of {WIDTH} units a layer without norms or skip connections, in float32, before the first "
         f"step of training: one batch of {BATCH} random inputs and random classes, cross-entropy. The gradient at a "
         "layer is that of the loss by the layer's output, over the whole batch. The old initialisation is uniform "
-        "within 1/√fan_in, biases too; the biases of the others are zero. In the fields of colours blue is a gradient "
-        "that dies on its way back, red one that bursts, white one that keeps its size; −∞ is an exact 0.",
+        "within 1/√fan_in, biases too; the biases of the others are zero.",
         charts=charts,
         tables=[overview, by_layer],
     )

@@ -85,7 +85,9 @@ def _section(result: Result) -> str:
 
 
 def _remark(chart: Chart) -> str:
-    """Say why a curve ends, where a logarithmic axis can't show a figure."""
+    """Say what the colours of a map mean, and why a curve ends where a logarithmic axis can't show a figure."""
+    if chart.kind == "map":
+        return '<p class="remark">Blue dies on its way back, red bursts, white keeps its size; −∞ is an exact 0.</p>'
     if not chart.log_y:
         return ""
     values = chart.selected().column(chart.y)
