@@ -31,7 +31,7 @@ from fastgrad.training.trainer import BACKENDS, Trainer
 # Steps between two looks at the gradients, which take a tenth of a millisecond each.
 LOOK_EVERY = 10
 
-__all__ = ["DEFAULT_MINUTES", "DEFAULT_STEPS", "Options", "train"]
+__all__ = ["DEFAULT_MINUTES", "DEFAULT_STEPS", "Options", "Stop", "prepare_folder", "train"]
 
 # Whichever comes first where neither is given. With loading, comparison and sample around it, a default run is over in
 # about 90 seconds; from some 3,500 steps on, the default model learns the default text by heart and validation rises.
@@ -231,7 +231,7 @@ def _fresh(options: Options) -> Session:
         )
     source = options.source if options.source is not None else BUILT_IN
     trainer = Trainer(config, Corpus.from_text(read_text(source)), options.backend or "cpu")
-    _prepare_folder(folder)
+    prepare_folder(folder)
     steps, minutes = options.steps, options.minutes
     if steps is None and minutes is None:
         steps, minutes = DEFAULT_STEPS, DEFAULT_MINUTES
@@ -282,11 +282,11 @@ def _resumed(options: Options) -> Session:
         trainer.restore(arrays, contents)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    _prepare_folder(options.out)
+    prepare_folder(options.out)
     return Session(trainer, _remembered(source), goal, seconds, options.out, saved=step)
 
 
-def _prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
     """Make the folder, and raise UserError unless files can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
