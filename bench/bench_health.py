@@ -5,6 +5,7 @@ The gradients have what gradients have: a tenth of them are zero, one in a thous
 
 from __future__ import annotations
 
+import limit
 import naive
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def health(name: str) -> Work:
         name_of(LISTS[name]),
         *costs.norm(count(LISTS[name])),
         contestants(lambda: np.array(naive.health(grads)), by_fastgrad, by_torch_),
+        limit=lambda: limit.of_memory(limit.reading(count(LISTS[name]))),
         rtol=1e-3,  # torch and NumPy sum in float32
     )
 

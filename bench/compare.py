@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bench_activation
 import bench_adam
+import bench_health
 import bench_norm
 import machine
 import recurrent
@@ -41,6 +42,7 @@ def headlines() -> dict[str, Callable[[], Work]]:
         ),
         "clip + Adam, 200 tensors of 1,000": lambda: bench_adam.adam("200x1000", True, True),
         f"global norm, {GPT2}": lambda: bench_norm.norm("gpt2-small"),
+        f"health of each gradient, {GPT2}": lambda: bench_health.health("gpt2-small"),
     }
     for with_bias in (False, True):
         for kind in bench_activation.KINDS:

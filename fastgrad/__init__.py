@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastgrad._doctor import doctor
     from fastgrad._warmup import warmup
     from fastgrad.gradient_norm import GradientNorm
+    from fastgrad.monitor import GradientMonitor
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.profiling.model import profile_model
     from fastgrad.threads import set_num_threads
@@ -49,6 +50,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "GradientMonitor",
     "GradientNorm",
     "Health",
     "RMSprop",
@@ -115,6 +117,7 @@ _LAZY_MODULES = {"init", "layers", "pruning", "schedules", "testing"}
 _LAZY_NAMES = {
     "Adam": "optim",
     "AdamW": "optim",
+    "GradientMonitor": "monitor",
     "GradientNorm": "gradient_norm",
     "RMSprop": "optim",
     "SGD": "optim",

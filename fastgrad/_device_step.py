@@ -6,7 +6,6 @@ them and finding their tables 1.7 ms, on the emulated device.
 
 from __future__ import annotations
 
-import math
 import operator
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from fastgrad._arrays import copy_like, to_host
 from fastgrad._checks import TensorSets
 from fastgrad._dispatch import kernels
-from fastgrad._step_report import DeviceReport, StepReport
+from fastgrad._step_report import Contents, DeviceReport, StepReport, blame, tensor_names
 from fastgrad.clipping import PROJECTION, clip_coefficient, project
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ class _Known(NamedTuple):
     arrays: list[Any]
     plan: Any
     updates: list[Any]
+    contents: Contents
 
 
 def _alive(reference: Any) -> Any:
@@ -77,7 +77,7 @@ class OnDevice:
         # SGD keeps no count that torch would know: what has a buffer has taken a step.
         counts = [entry.pop("step", int(bool(entry))) for entry in optimizer._state]
         self._steps.steps[...] = xp.asarray(np.array(counts, np.int64))
-        self._steps.skipped[...] = xp.asarray(np.array([optimizer._skipped], np.int64))
+        self._steps.skipped[...] = xp.asarray(np.array([optimizer._skipped, optimizer._skips_in_a_row], np.int64))
 
     def adopt(self) -> None:
         """Go on from the state that the optimizer has loaded."""
@@ -86,7 +86,7 @@ class OnDevice:
     def leave(self) -> None:
         """Hand everything back to the optimizer, in host memory."""
         optimizer = self._optimizer
-        optimizer._skipped = self.skipped_steps()
+        optimizer._skipped, optimizer._skips_in_a_row = self._steps.skipped.get().tolist()
         optimizer._state = [
             {key: value if key == "step" else to_host(value) for key, value in entry.items()}
             for entry in self.entries()
@@ -138,10 +138,11 @@ class OnDevice:
             ]
             plan = self._module.plan_of(updates)
         self.refresh()
-        report = DeviceReport(self._steps.run(plan, updates))
+        found = self._steps.run(plan, updates, optimizer.health)
+        report = DeviceReport(found, self._contents(updates), optimizer.health, optimizer.max_skips)
         self._project(updates)
         if optimizer.nonfinite == "raise" and report.skipped:
-            raise FloatingPointError(self._blame())
+            raise FloatingPointError(f"{self._blame()}; nothing was changed")
         if checked is not None:
             checked.done()
             # Lists that hold copies of strided arrays are other lists than those that were given.
@@ -151,7 +152,7 @@ class OnDevice:
                 for (_, entries, _), mine in zip(launch.sets, lists, strict=True)
             ):
                 arrays = [None if array is None else weakref.ref(array) for array in given]
-                self._known = _Known(variants, arrays, plan, [one.without_grads() for one in updates])
+                self._known = _Known(variants, arrays, plan, [one.without_grads() for one in updates], report.contents)
         return report
 
     def _launches(self, grads: list[Any], variants: list[dict[str, bool]]) -> list[_DeviceLaunch]:
@@ -198,8 +199,14 @@ class OnDevice:
                     project(mine, group)
 
     def _blame(self) -> str:
-        named = []
-        for index, norm in zip(self._steps.taking_part, self._steps.norms.get().tolist(), strict=True):
-            if not math.isfinite(norm):
-                named.append(f"{self._optimizer._parameters[index].name or f'params[{index}]'} (norm {norm:g})")
-        return f"the gradient is not finite in {', '.join(named)}; nothing was changed"
+        taking_part = self._steps.taking_part
+        return blame(tensor_names(self._optimizer._parameters, taking_part), self._steps.norms.get())
+
+    def _contents(self, updates: list[Any]) -> Contents:
+        known = self._known
+        if known is not None and known.contents.updates == [one.indices for one in updates]:
+            return known.contents
+        parameters = self._optimizer._parameters
+        indices = [one.indices for one in updates]
+        sizes = {index: parameters[index].data.size for own in indices for index in own}
+        return Contents(parameters, indices, sizes)

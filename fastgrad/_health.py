@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ class TensorHealth(NamedTuple):
     norm: l2 norm; NaN where an entry is NaN
     max_abs: largest |entry|, NaN left out
     nan, inf, zero, subnormal: how many entries are so
+    update_ratio: in the report of a step, see `Health.update_ratio`
     """
 
     name: str
@@ -31,6 +32,7 @@ class TensorHealth(NamedTuple):
     inf: int
     zero: int
     subnormal: int
+    update_ratio: float | None = None
 
     @property
     def zero_share(self) -> float:
@@ -44,7 +46,7 @@ class TensorHealth(NamedTuple):
 
 
 class Health:
-    """What `health` found: read-only NumPy arrays with an entry for each tensor, in the order of the call.
+    """What `health` or a step of an optimizer found: read-only NumPy arrays, an entry for each tensor in their order.
 
     `h[2]` and `h["head.weight"]` are the `TensorHealth` of one tensor, `for tensor in h` goes through all of them, and
     `str(h)` is a table. Of tensors on a GPU the first number that is read brings all of them, in one copy.
@@ -53,27 +55,47 @@ class Health:
     norm (n,) float64: l2 norms; NaN where an entry is NaN
     max_abs (n,) float64: largest |entry|, NaN left out; 0 where nothing is left
     nan, inf, zero, subnormal (n,) int64: how many entries are so
+    update_ratio (n,) float64: in the report of a step, l2 norm of what the step changed a parameter by / l2 norm of the
+        parameter before; 0 where nothing changed, infinite where only zeros did. None of other tensors. Weight decay
+        is part of the change, limits of the weights are not. Squares are summed in double as they are: of float64
+        parameters outside 1e-150 to 1e150 the ratio may be NaN.
     """
 
     __slots__ = ("_columns", "_found", "_names", "_sizes")
 
-    def __init__(self, names: tuple[str, ...], sizes: list[int], found: Array) -> None:
-        # found (6, n) float64: the columns after sizes, as a kernel left them on the device of the tensors.
+    def __init__(
+        self,
+        names: tuple[str, ...] | Callable[[], tuple[str, ...]],
+        sizes: list[int],
+        found: Array | Callable[[], np.ndarray],
+    ) -> None:
+        # found (6, n) float64: the columns after sizes, as a kernel left them on the device of the tensors; or (7, n),
+        # with the update ratio. Or what brings them to the host when they are asked for.
         self._names, self._found = names, found
         self._sizes: list[int] | np.ndarray = sizes
         self._columns: tuple[np.ndarray, ...] | None = None
 
     def _all(self) -> tuple[np.ndarray, ...]:
         if self._columns is None:
-            found = self._found if device_module(self._found) is None else self._found.get()
-            norm, largest, *counts = found
-            columns = self.sizes, norm, largest, *(count.astype(np.int64) for count in counts)
+            found: Any = self._found
+            if callable(found):
+                found = found()
+            elif device_module(found) is not None:
+                found = found.get()
+            norm, largest, *counts = found[:6]
+            ratio = tuple(found[6:])
+            columns = self.sizes, norm, largest, *(count.astype(np.int64) for count in counts), *ratio
             for column in columns:
                 column.flags.writeable = False
             self._columns = columns
         return self._columns
 
-    names = property(lambda self: self._names)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return what the tensors are called, (n,), which waits for nothing."""
+        if callable(self._names):
+            self._names = self._names()
+        return self._names
 
     @property
     def sizes(self) -> np.ndarray:
@@ -89,6 +111,7 @@ class Health:
     inf = property(lambda self: self._all()[4])
     zero = property(lambda self: self._all()[5])
     subnormal = property(lambda self: self._all()[6])
+    update_ratio = property(lambda self: self._all()[7] if len(self._all()) > 7 else None)
 
     @property
     def zero_share(self) -> Array:
@@ -101,7 +124,7 @@ class Health:
         return self.subnormal / np.maximum(self.sizes, 1)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._sizes)
 
     def __getitem__(self, key: int | str) -> TensorHealth:
         """Return one tensor by position or by name.
@@ -124,15 +147,21 @@ class Health:
     def __iter__(self) -> Iterator[TensorHealth]:
         return map(TensorHealth, self.names, *(column.tolist() for column in self._all()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Health, (self.names, self.sizes.tolist(), np.array(self._all()[1:], np.float64))
+
     def __repr__(self) -> str:
         return f"<Health of {len(self)} tensors>"
 
     def __str__(self) -> str:
         rows = [["tensor", "entries", "norm", "max abs", "NaN", "Inf", "zero", "subnormal"]]
+        if self.update_ratio is not None:
+            rows[0].append("update/weight")
         for t in self:
             counts = [f"{n:,}" if n else "-" for n in (t.nan, t.inf)]
             shares = [_percent(t.zero, t.size), _percent(t.subnormal, t.size)]
-            rows.append([t.name, f"{t.size:,}", f"{t.norm:.4g}", f"{t.max_abs:.4g}", *counts, *shares])
+            ratio = [] if t.update_ratio is None else [f"{t.update_ratio:.3g}"]
+            rows.append([t.name, f"{t.size:,}", f"{t.norm:.4g}", f"{t.max_abs:.4g}", *counts, *shares, *ratio])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])

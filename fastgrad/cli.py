@@ -1,4 +1,4 @@
-"""The command line: `fastgrad train`, `warmup`, `profile`, `doctor`. Options and help are here, the work is elsewhere.
+"""The command line: `fastgrad train`, `lab`, `warmup`, `profile`, `doctor`: options and their help, not the work.
 
 Whatever a person got wrong is one line on stderr and exit status 2. Kernels, matplotlib and the like are imported only
 by the command that needs them, so that `--help` and `--version` answer at once.
@@ -17,10 +17,13 @@ from typing import Annotated, Any
 
 import typer
 
+from fastgrad._cli_lab import Commands, add_commands
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fastgrad",
+    cls=Commands,
     help="Fast training kernels for NumPy and CuPy arrays, and a character language model trained on them.",
     no_args_is_help=True,
     add_completion=False,
@@ -65,6 +68,10 @@ Train the finished run for longer, 30 minutes in total:
 A quick look at whether everything works:
 
     [cyan]fastgrad train --steps 20 --hidden 32 --out /tmp/try[/cyan]
+
+A deep network on images of digits instead of text; its options are in fastgrad train digits --help:
+
+    [cyan]fastgrad train digits[/cyan]
 """
 
 
@@ -410,6 +417,9 @@ def train(
         )
     )
     raise typer.Exit(status)
+
+
+add_commands(app)
 
 
 @app.command(help="Compile kernels ahead, or load them from the cache, and say what that took.")

@@ -269,6 +269,12 @@ def check_projection(group: Mapping[str, Any]) -> None:
         raise ValueError("weight_norm_axis: needs max_weight_norm, got None")
 
 
+def weight_range(group: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the range that the weights of a group are held to, which an update on the CPU takes along."""
+    bounds = group["weight_range"]
+    return None if bounds is None else (float(bounds[0]), float(bounds[1]))
+
+
 def project(checked: Sequence[Array], group: Mapping[str, Any]) -> None:
     """Bring a checked list of parameters back inside the limits of their group."""
     bounds, limit, axis = (group[key] for key in PROJECTION)

@@ -13,15 +13,15 @@ from fastgrad._dispatch import kernels, list_kernels, on_device
 
 
 class _Fed(weakref.ref[Array]):
-    """An array that was fed, while it lives: its id, its norm, and the strides that it had.
+    """An array that was fed, while it lives: its id, what was found in it, and the strides that it had.
 
     Another dtype or shape set on the object changes the strides; to resize it, NumPy refuses while this refers to it.
     """
 
-    __slots__ = ("key", "norm", "strides")
+    __slots__ = ("found", "key", "strides")
 
     key: int
-    norm: float
+    found: list[float]  # as `fastgrad.kernels.health_cpu.health` has it: the norm comes first
     strides: tuple[int, ...]
 
 
@@ -46,7 +46,8 @@ class GradientNorm:
     leaves its old norm here, and the step clips by that. Feed it again: the last time counts. Everything else is
     noticed, and the gradient read as if it had never been fed: another array in its place, also one at the address of
     a freed one; one whose dtype or strides were set; one never fed. So the norm is that of `fastgrad.global_norm` to
-    the last bit, whatever was fed. A step uses up what was fed for its gradients.
+    the last bit, whatever was fed. A step uses up what was fed for its gradients. What `fastgrad.health` says is taken
+    along, for the report of the step.
 
     CuPy arrays are refused: on a GPU a launch for each gradient costs more than the one pass over all of them saves.
 
@@ -77,11 +78,13 @@ class GradientNorm:
         arrays = tensor_list("grads", grads)
         groups = TensorGroups(("grads", arrays, False))
         refuse_device("GradientNorm", groups.lists[0])
-        norms = list_kernels("norm", groups.lists[0]).tensor_norms(groups.lists[0], 2.0)
+        if not arrays:
+            return
+        found = list_kernels("health", groups.lists[0]).health(groups.lists[0])
         groups.done()
-        for array, norm in zip(arrays, norms.tolist(), strict=True):
+        for array, column in zip(arrays, found.T.tolist(), strict=True):
             fed = _Fed(array, self._forget)
-            fed.key, fed.norm, fed.strides = id(array), norm, array.strides
+            fed.key, fed.found, fed.strides = id(array), column, array.strides
             self._fed[fed.key] = fed
 
     def norm(self, grads: Array | list[Array]) -> Array:
@@ -98,36 +101,38 @@ class GradientNorm:
         """
         arrays = tensor_list("grads", grads)
         groups = TensorGroups(("grads", arrays, False))
-        norms = self._norms(arrays, groups.lists[0])
+        found = self._health(arrays, groups.lists[0])
         groups.done()
-        return np.array(kernels("norm").norm_of_norms(norms, 2.0))
+        return np.array(kernels("norm").norm_of_norms(found[0], 2.0))
 
     def clear(self) -> None:
         """Forget all that was fed."""
         self._fed.clear()
 
-    def _norms(self, arrays: Sequence[Array], checked: Sequence[Array], use_up: bool = False) -> Array:
-        """Return the norm of each of these arrays, float64; checked: the same arrays, contiguous."""
+    def _health(self, arrays: Sequence[Array], checked: Sequence[Array], use_up: bool = False) -> Array:
+        """Return what `health` finds in each of these arrays, float64 (6, n); checked: the same arrays, contiguous."""
         refuse_device("gradient_norm", checked)
         known = [self._known(array) for array in arrays]
-        missing = [k for k, norm in enumerate(known) if norm is None]
+        missing = [k for k, column in enumerate(known) if column is None]
         self.missed = len(missing)
         if use_up:
             for array in arrays:
                 self._fed.pop(id(array), None)
+        if not known:
+            return np.zeros((6, 0))
         if len(missing) == len(known):
-            return list_kernels("norm", checked).tensor_norms(checked, 2.0)
-        norms = np.array(known, dtype=np.float64)  # None becomes NaN
+            return list_kernels("health", checked).health(checked)
+        found = np.array([[0.0] * 6 if column is None else column for column in known]).T
         if missing:
             every = list(checked)
-            norms[missing] = list_kernels("norm", every).tensor_norms([every[k] for k in missing], 2.0)
-        return norms
+            found[:, missing] = list_kernels("health", every).health([every[k] for k in missing])
+        return np.ascontiguousarray(found)
 
-    def _known(self, array: Array) -> float | None:
+    def _known(self, array: Array) -> list[float] | None:
         fed: Any = self._fed.get(id(array))
         if fed is None or fed() is not array or fed.strides != array.strides:
             return None
-        return fed.norm
+        return fed.found
 
     def _forget(self, fed: Any) -> None:
         self._fed.pop(fed.key, None)

@@ -48,8 +48,8 @@ def _run(
         if gradient_norm is not None:
             from fastgrad.gradient_norm import checked_gradient_norm
 
-            norms = checked_gradient_norm(gradient_norm)._norms(grads, checked, use_up=True)
-            norm = kernels("norm").norm_of_norms(norms, 2.0) * unscale
+            found = checked_gradient_norm(gradient_norm)._health(grads, checked, use_up=True)
+            norm = kernels("norm").norm_of_norms(found[0], 2.0) * unscale
             scale = clip_coefficient(norm, limit) * unscale
         elif on_device(checked):
             norm, scale = list_kernels("norm", checked).clip_all(checked, 2.0, limit, unscale)

@@ -21,13 +21,13 @@ import numpy as np
 from . import runtime
 from .norm_cpu import step_clipped
 from .simd import Machine, Value
-from .streams import streams_kernel, table_of
+from .streams import streams_kernel, table_of, within_bounds
 
 PARAM, GRAD, MEAN, SQUARE, LARGEST = range(5)  # streams
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, amsgrad: bool, coupled: bool) -> Any:
+def _step(dtype: np.dtype, amsgrad: bool, coupled: bool, bounded: bool, measured: bool) -> Any:
     def adam(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, mean, square, *largest = inputs
         scale, beta1, rest1, beta2, rest2, step_size, correction2, eps, decay = scalars
@@ -43,7 +43,9 @@ def _step(dtype: np.dtype, amsgrad: bool, coupled: bool) -> Any:
         return (p, mean, square, used) if amsgrad else (p, mean, square)
 
     state = (MEAN, SQUARE, LARGEST) if amsgrad else (MEAN, SQUARE)
-    return streams_kernel(adam, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=9)
+    formula = within_bounds(adam) if bounded else adam
+    scalars = 9 + 2 * bounded
+    return streams_kernel(formula, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars, change=measured)
 
 
 def adam_step(
@@ -62,10 +64,15 @@ def adam_step(
     maximize: bool,
     scale: float,
     max_norm: float | None = None,
-) -> float | None:
+    bounds: tuple[float, float] | None = None,
+    measured: bool = False,
+) -> float | np.ndarray | None:
     """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
 
     With max_norm return the norm of the gradients times `scale`, and clip them to it.
+
+    bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
     """
     if not params:
         return None if max_norm is None else 0.0
@@ -85,7 +92,10 @@ def adam_step(
     if max_exp_avg_sq is not None:
         lists.append(max_exp_avg_sq)
     table, stream = table_of(lists)
-    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled)
+    kernel = _step(table.dtype, max_exp_avg_sq is not None, coupled, bounds is not None, measured)
+    scalars = (*scalars, *(bounds or ()))
+    if measured:
+        return table.run_measured(kernel, scalars, stream)
     if max_norm is not None:
         return step_clipped(table, stream, grads, kernel, scalars, max_norm)
     table.run(kernel, scalars, stream=stream)

@@ -14,6 +14,9 @@ import math
 
 import numpy as np
 
+from .clip_ref import clip_by_value
+from .norm_ref import squares_of_change
+
 Array = np.ndarray
 
 
@@ -32,8 +35,15 @@ def adam_step(
     decoupled: bool,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read."""
+    bounds: tuple[float, float] | None = None,
+    measured: bool = False,
+) -> Array | None:
+    """Update params, exp_avg, exp_avg_sq and max_exp_avg_sq in place; grads are only read.
+
+    bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
+    """
+    before = [p.copy() for p in params] if measured else []
     step_size = lr / (1 - beta1**step)
     correction2 = math.sqrt(1 - beta2**step)
     with np.errstate(all="ignore"):
@@ -49,3 +59,6 @@ def adam_step(
             if max_exp_avg_sq is not None:
                 v = np.maximum(max_exp_avg_sq[k], v, out=max_exp_avg_sq[k])
             p -= step_size * m / (np.sqrt(v) / correction2 + eps)
+    if bounds is not None:
+        clip_by_value(params, *bounds)
+    return squares_of_change(before, params) if measured else None

@@ -1,7 +1,4 @@
-"""Launch batch normalisation and its gradients on a device; see batch_norm.cu, and channels.py for what lies between.
-
-What is computed of the channels, some ten launches over (C,) doubles, costs more than a pass where x is small.
-"""
+"""Launch batch normalisation and its gradients on a device; see batch_norm.cu. Three launches each way."""
 
 from __future__ import annotations
 
@@ -9,19 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from . import channels, cuda
-from .activation_gpu import column_sums, column_tile
+from . import cuda
+from .activation_gpu import column_tile
 
 Array = Any
 
 _ACROSS = cuda.Kernel(
     "batch_norm", "fg_batch_norm_sums_across",
-    "dy: T*, x: T*, shift: T*, partial_u: f64*, partial_d: f64*, rows: i64, columns: i64, backward: i32, vectors: i32",
+    "dy: T*, x: T*, mean: f64*?, partial_u: f64*, partial_d: f64*, rows: i64, columns: i64, backward: i32, "
+    "vectors: i32",
 )  # fmt: skip
 _ALONG = cuda.Kernel(
     "batch_norm", "fg_batch_norm_sums_along",
-    "dy: T*, x: T*, shift: T*, partial_u: f64*, partial_d: f64*, channels: i64, inner: i64, backward: i32, "
+    "dy: T*, x: T*, mean: f64*?, partial_u: f64*, partial_d: f64*, channels: i64, inner: i64, backward: i32, "
     "vectors: i32",
+)  # fmt: skip
+_STATISTICS = cuda.Kernel(
+    "batch_norm", "fg_batch_norm_statistics",
+    "partial_u: f64*?, partial_d: f64*?, partials: i64, x: T*, inner: i64, weight: T*, bias: T*, running_mean: T*?, "
+    "running_var: T*?, mean: f64*, rstd: f64*, centre: T*, scale: T*, constant: T*, channels: i64, n: f64, "
+    "momentum: f64, eps: f64, training: i32",
+)  # fmt: skip
+_GRADIENTS = cuda.Kernel(
+    "batch_norm", "fg_batch_norm_gradients",
+    "partial_u: f64*, partial_d: f64*, partials: i64, mean: f64*, rstd: f64*, weight: T*, dweight: T*, dbias: T*, "
+    "centre: T*, scale: T*, constant: T*, slope: T*, channels: i64, n: f64, training: i32",
 )  # fmt: skip
 _APPLY = cuda.Kernel(
     "batch_norm", "fg_batch_norm_apply",
@@ -30,43 +39,45 @@ _APPLY = cuda.Kernel(
 )  # fmt: skip
 
 
-def _total(dy: Array, x: Array, shift: Array, backward: bool) -> tuple[Array, Array]:
-    """Return the sums of both terms, each (C,) float64."""
+def _partial_sums(dy: Array, x: Array, mean: Array | None) -> Array:
+    """Return the sums of both terms that the blocks leave, (2, blocks, C) float64; backward where there is a mean."""
     outer, count, inner = x.shape
-    device = cuda.device_of(x)
-    totals = tuple(device.xp.zeros((count,), np.float64) for _ in range(2))
-    if x.size == 0:
-        return totals
+    device, backward = cuda.device_of(x), mean is not None
     if inner == 1:
-        tile = column_tile(device, outer, count, x.dtype, (dy, x, shift))
-        partial = [device.xp.empty((tile.row_blocks, count), np.float64) for _ in range(2)]
+        tile = column_tile(device, outer, count, x.dtype, (dy, x))
+        partial = device.xp.empty((2, tile.row_blocks, count), np.float64)
         _ACROSS(
-            device, x.dtype, tile.grid, tile.block, dy, x, shift, *partial, outer, count, backward, tile.width > 1,
-            shared=tile.block[0] * tile.block[1] * tile.width * 8,
+            device, x.dtype, tile.grid, tile.block, dy, x, mean, partial[0], partial[1], outer, count, backward,
+            tile.width > 1, shared=tile.block[0] * tile.block[1] * tile.width * 8,
         )  # fmt: skip
-    else:
-        partial = [device.xp.empty((outer, count), np.float64) for _ in range(2)]
-        width = 16 // x.itemsize
-        vectors = inner % width == 0 and all(a.data.ptr % 16 == 0 for a in (dy, x))
-        wanted = 1 << (cuda.blocks(inner, width if vectors else 1) - 1).bit_length()
-        block = cuda.threads(device, min(wanted, cuda.BLOCK))
-        _ALONG(device, x.dtype, outer * count, block, dy, x, shift, *partial, count, inner, backward, vectors)
-    for part, total in zip(partial, totals, strict=True):
-        column_sums(part, total)
-    return totals
+        return partial
+    partial = device.xp.empty((2, outer, count), np.float64)
+    width = 16 // x.itemsize
+    vectors = inner % width == 0 and all(a.data.ptr % 16 == 0 for a in (dy, x))
+    wanted = 1 << (cuda.blocks(inner, width if vectors else 1) - 1).bit_length()
+    block = cuda.threads(device, min(wanted, cuda.BLOCK))
+    _ALONG(
+        device, x.dtype, outer * count, block, dy, x, mean, partial[0], partial[1], count, inner, backward, vectors
+    )  # fmt: skip
+    return partial
 
 
-def _write(dy: Array, x: Array, by: channels.Coefficients, out: Array) -> None:
+def _over_channels(device: cuda.Device, count: int) -> tuple[int, tuple[int, int]]:
+    """Return grid and block for a column of threads each: few channels leave the partial sums to many threads."""
+    along = min(cuda.WARP, 1 << (count - 1).bit_length())
+    rows = 1 << (cuda.threads(device, cuda.LARGEST_BLOCK) // along).bit_length() - 1
+    return cuda.blocks(count, along), (along, rows)
+
+
+def _apply(dy: Array, x: Array, by: Array, out: Array, backward: bool) -> None:
+    """Write the second pass; by (4, C): centre, scale, constant, slope."""
     _, count, inner = x.shape
-    if x.size == 0:
-        return
     device = cuda.device_of(x)
     width, block = 16 // x.itemsize, cuda.threads(device)
     vectors = (count if inner == 1 else inner) % width == 0 and all(a.data.ptr % 16 == 0 for a in (dy, x, out))
-    slope = by.centre if by.slope is None else by.slope
     _APPLY(
-        device, x.dtype, cuda.blocks(x.size, block * (width if vectors else 1)), block, dy, x, by.centre, by.scale,
-        by.constant, slope, out, x.size, count, inner, by.slope is not None, vectors,
+        device, x.dtype, cuda.blocks(x.size, block * (width if vectors else 1)), block, dy, x, by[0], by[1], by[2],
+        by[3], out, x.size, count, inner, backward, vectors,
     )  # fmt: skip
 
 
@@ -75,16 +86,21 @@ def batch_norm(
     eps: float, y: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Write y (outer, C, inner); return mean and rstd (C,) in float64; see batch_norm_ref."""
-    if training:
-        count, shift = x.shape[0] * x.shape[2], x[0, :, 0].copy()
-        mean, variance = channels.statistics(shift, *_total(x, x, shift, False), count)
-        if running is not None:
-            channels.update(running, mean, variance, count, momentum)
-    else:
-        assert running is not None
-        mean, variance = (kept.astype(np.float64) for kept in running)
-    rstd = channels.rstd_of(variance, eps)
-    _write(x, x, channels.forward(mean, rstd, weight, bias), y)
+    outer, count, inner = x.shape
+    device = cuda.device_of(x)
+    mean, rstd = (device.xp.empty((count,), np.float64) for _ in range(2))
+    if count == 0:
+        return mean, rstd
+    partial = _partial_sums(x, x, None) if training else None
+    by = device.xp.empty((4, count), x.dtype)
+    sums = (None, None, 0) if partial is None else (partial[0], partial[1], partial.shape[1])
+    kept = (None, None) if running is None else running
+    _STATISTICS(
+        device, x.dtype, *_over_channels(device, count), *sums, x, inner, weight, bias, *kept, mean, rstd, by[0], by[1],
+        by[2], count, outer * inner, momentum, eps, training,
+    )  # fmt: skip
+    if x.size:
+        _apply(x, x, by, y, False)
     return mean, rstd
 
 
@@ -93,11 +109,19 @@ def batch_norm_backward(
     dbias: Array,
 ) -> None:  # fmt: skip
     """Write dx (outer, C, inner), may be dy, dweight and dbias (C,)."""
-    centre = mean.astype(x.dtype)
-    sums, products = _total(dy, x, centre, True)
-    by, product = channels.backward(mean, rstd, weight, centre, sums, products, max(x.shape[0] * x.shape[2], 1))
-    dweight[...], dbias[...] = product.astype(x.dtype), sums.astype(x.dtype)
-    if not training:
-        nothing = cuda.device_of(x).xp.zeros(centre.shape, centre.dtype)
-        by, x = channels.Coefficients(nothing, by.scale, nothing), dy
-    _write(dy, x, by, dx)
+    if x.size == 0:
+        dweight.fill(0)
+        dbias.fill(0)
+        return
+    outer, count, inner = x.shape
+    device = cuda.device_of(x)
+    partial = _partial_sums(dy, x, mean)
+    by = device.xp.empty((4, count), x.dtype)
+    _GRADIENTS(
+        device, x.dtype, *_over_channels(device, count), partial[0], partial[1], partial.shape[1], mean, rstd, weight,
+        dweight, dbias, by[0], by[1], by[2], by[3], count, outer * inner, training,
+    )  # fmt: skip
+    if training:
+        _apply(dy, x, by, dx, True)
+    else:
+        _apply(dy, dy, by, dx, False)  # dy scale

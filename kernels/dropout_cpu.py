@@ -25,26 +25,37 @@ Drop = Callable[[Value], Value]
 
 def random_words(m: Machine, group: Value, seed: Value, offset: Value) -> Value:
     """Return the random words of the entries of a group: 64 x 32 bits."""
+    # Words stay in lanes of 64 bits, whose upper halves are left as they come out: one instruction multiplies the lower
+    # ones alone. Widened and narrowed in each round, relu with dropout backward of 8192 x 1024 took 6.1 ms, not 2.8.
     builder = m.builder
     narrow, wide = ir.VectorType(I32, COUNTERS), ir.VectorType(I64, COUNTERS)
-    half = ir.Constant(wide, [32] * COUNTERS)
 
-    def halves(values: Any) -> tuple[Any, Any]:
-        return builder.trunc(values, narrow), builder.trunc(builder.lshr(values, half), narrow)
+    def all_of(number: int) -> Any:
+        return ir.Constant(wide, [number] * COUNTERS)
 
-    def spread(value: Value) -> Any:
-        return m._broadcast(value.ir, COUNTERS)
+    half, lower = all_of(32), all_of(0xFFFFFFFF)
 
-    counters = builder.add(spread(group * COUNTERS), ir.Constant(wide, list(range(COUNTERS))))
-    (c0, c1), (c2, c3), keys = halves(counters), halves(spread(offset)), list(halves(spread(seed)))
+    def halves(value: Value) -> tuple[Any, Any]:
+        return value.ir, builder.lshr(value.ir, I64(32))
+
+    def spread(scalar: Any) -> Any:
+        return m._broadcast(scalar, COUNTERS)
+
+    def product(word: Any, factor: int) -> tuple[Any, Any]:
+        """Return the word of the lower half, with more above it, and of the upper one."""
+        whole = builder.mul(builder.and_(word, lower), all_of(factor))
+        return whole, builder.lshr(whole, half)
+
+    c0 = builder.add(spread((group * COUNTERS).ir), ir.Constant(wide, list(range(COUNTERS))))
+    c1 = builder.lshr(c0, half)
+    c2, c3 = map(spread, halves(offset))
+    keys = halves(seed)
     for _ in range(ROUNDS):
-        (low1, high1), (low2, high2) = (
-            halves(builder.mul(builder.zext(c, wide), ir.Constant(wide, [factor] * COUNTERS)))
-            for c, factor in zip((c0, c2), MULTIPLIERS, strict=True)
-        )
-        c0, c1 = builder.xor(builder.xor(high2, c1), keys[0]), low2
-        c2, c3 = builder.xor(builder.xor(high1, c3), keys[1]), low1
-        keys = [builder.add(k, ir.Constant(narrow, [w] * COUNTERS)) for k, w in zip(keys, WEYL, strict=True)]
+        (low1, high1), (low2, high2) = (product(c, f) for c, f in zip((c0, c2), MULTIPLIERS, strict=True))
+        c0, c1 = builder.xor(builder.xor(high2, c1), spread(keys[0])), low2
+        c2, c3 = builder.xor(builder.xor(high1, c3), spread(keys[1])), low1
+        keys = tuple(builder.add(k, I64(w)) for k, w in zip(keys, WEYL, strict=True))
+    c0, c1, c2, c3 = (builder.trunc(c, narrow) for c in (c0, c1, c2, c3))
     parts = [Value(m, c) for c in (c0, c1, c2, c3)]
     for count in (2 * COUNTERS, 4 * COUNTERS):
         parts = [m._shuffle(a, b, list(range(count))) for a, b in zip(parts[::2], parts[1::2], strict=True)]

@@ -10,12 +10,7 @@ extern "C" __global__ void fg_norm_chunks(const index_t* table, int streams, int
     const Chunk chunk(lists);
     Total sums[VECTOR];
     each_element(chunk.in(lists, stream), chunk.count, [&](int k, real_t x) { sums[k].take(x); });
-#pragma unroll
-    for (int apart = VECTOR / 2; apart > 0; apart /= 2) {
-#pragma unroll
-        for (int k = 0; k < apart; ++k) sums[k].take(sums[k + apart]);
-    }
-    const Total total = sums[0].of_block();
+    const Total total = Total::of(sums).of_block();
     if (threadIdx.x == 0) total.put(partial + index_t(blockIdx.x) * TERMS);
 }
 

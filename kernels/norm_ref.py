@@ -48,3 +48,13 @@ def norm_of_norms(norms: Array, ord: float) -> float:
 def global_norm(arrays: list[Array], ord: float) -> float:
     """Return the norm of all entries together: the norm of the norms."""
     return norm_of_norms(tensor_norms(arrays, ord), ord)
+
+
+def squares_of_change(before: list[Array], after: list[Array]) -> Array:
+    """Return for each array the sum of the squares of its change, and of its entries before, float64 (2, n)."""
+    with np.errstate(all="ignore"):
+        pairs = [
+            (np.square(b - a, dtype=np.float64), np.square(a, dtype=np.float64))
+            for a, b in zip(before, after, strict=True)
+        ]
+    return np.array([[moved.sum() for moved, _ in pairs], [held.sum() for _, held in pairs]])

@@ -67,6 +67,15 @@ struct Total {
 #pragma unroll
         for (int i = 0; i < TERMS; ++i) terms[i] = at[i];
     }
+    // Of several, whose order a place in a vector decides: halves, then halves of those.
+    template <int N> __device__ static Total of(Total (&sums)[N]) {
+#pragma unroll
+        for (int apart = N / 2; apart > 0; apart /= 2) {
+#pragma unroll
+            for (int k = 0; k < apart; ++k) sums[k].take(sums[k + apart]);
+        }
+        return sums[0];
+    }
     // That of all threads, in the first warp.
     __device__ Total of_block() const {
         Total result;

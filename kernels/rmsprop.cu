@@ -23,16 +23,17 @@ constexpr int STREAMS = 3 + FG_MOMENTUM + FG_CENTERED;
 
 // table: see lists.cuh; streams params in/out, grads in, square_avg in/out, with momentum its buffer in/out, and centered
 // last grad_avg in/out. own (parameters, NUMBERS) in, or null: the numbers that follow, of each tensor. control (2,) in,
-// or null: see State. rest: 1 - alpha. Block: a chunk.
+// or null: see State. changes (chunks, 2) out, or null: see Change. rest: 1 - alpha. Block: a chunk.
 extern "C" __global__ void fg_rmsprop(const index_t* table, int streams, int tensors, const double* own,
-                                      const double* control, double scale, double lr, double alpha, double rest,
-                                      double eps, double weight_decay, double momentum) {
-    if (control && control[1] == 0) return;
+                                      const double* control, double* changes, double scale, double lr,
+                                      double alpha, double rest, double eps, double weight_decay, double momentum) {
+    if (skips(control, changes)) return;
     const Table lists{table, streams, tensors};
     const Chunk chunk(lists);
     const Numbers given{{scale, lr, alpha, rest, eps, weight_decay, momentum}};
     const Numbers n = Numbers::of(given, own, lists.number(chunk.tensor), control);
     const real_t factor = n[0], rate = n[1], a = n[2], r = n[3], e = n[4], wd = n[5], mu = n[6];
+    Change change;
     update_elements<STREAMS, (1u << STREAMS) - 1 - (1u << GRAD)>(lists, chunk, [&](real_t(&x)[STREAMS]) {
         const real_t p = x[PARAM];
         real_t g = x[GRAD] * factor;
@@ -51,18 +52,21 @@ extern "C" __global__ void fg_rmsprop(const index_t* table, int streams, int ten
         } else {
             x[PARAM] = p - rate * g / d;
         }
+        if (changes) change.take(p, x[PARAM]);
     });
+    change.put(changes);
 }
 
-// table: see lists.cuh; the grads of all parameters that take part. partial, totals, norms, arrived: see Sums. The rest:
-// see State; a group has sign, lr, alpha, eps, wd, momentum. Block: a tensor.
+// table: see lists.cuh; the grads of all parameters that take part. partial, totals, norms, arrived: see Sums. counts,
+// found: see Findings, or both null. The rest: see State; a group has sign, lr, alpha, eps, wd, momentum. Block: a tensor.
 extern "C" __global__ void fg_rmsprop_finish(const index_t* table, int streams, int tensors, const double* partial,
                                              double* totals, double* norms, unsigned* arrived, const double* settings,
                                              const index_t* group, index_t* steps, double* own, double* control,
-                                             index_t* skipped, double* report) {
+                                             index_t* skipped, double* report, const index_t* counts,
+                                             double* found) {
     const auto rule = [](const double* of, index_t step) -> Numbers {
         return {{of[0], of[1], of[2], 1 - of[2], of[3], of[4], of[5]}};
     };
     finish_step({table, streams, tensors}, {partial, totals, norms, arrived},
-                {settings, group, steps, own, control, skipped, report}, rule);
+                {settings, group, steps, own, control, skipped, report}, {counts, found}, rule);
 }

@@ -21,13 +21,13 @@ import numpy as np
 from . import runtime
 from .norm_cpu import step_clipped
 from .simd import Machine, Value
-from .streams import streams_kernel, table_of
+from .streams import streams_kernel, table_of, within_bounds
 
 PARAM, GRAD, SQUARE = range(3)  # streams; the buffer and the mean follow where there are any
 
 
 @runtime.kernel
-def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool) -> Any:
+def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool, bounded: bool, measured: bool) -> Any:
     def rmsprop(m: Machine, inputs: list[Value], scalars: list[Value]) -> tuple[Value, ...]:
         p, g, square, *rest = inputs
         scale, lr, alpha, rest_alpha, eps, weight_decay, mu = scalars
@@ -48,7 +48,9 @@ def _step(dtype: np.dtype, momentum: bool, centered: bool, decay: bool) -> Any:
         return (m.fma(-b, lr, p), square, b, *state)
 
     state = tuple(range(SQUARE, SQUARE + 1 + momentum + centered))
-    return streams_kernel(rmsprop, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars=7)
+    formula = within_bounds(rmsprop) if bounded else rmsprop
+    scalars = 7 + 2 * bounded
+    return streams_kernel(formula, dtype, (PARAM, GRAD, *state), (PARAM, *state), scalars, change=measured)
 
 
 def rmsprop_step(
@@ -65,17 +67,25 @@ def rmsprop_step(
     maximize: bool,
     scale: float,
     max_norm: float | None = None,
-) -> float | None:
+    bounds: tuple[float, float] | None = None,
+    measured: bool = False,
+) -> float | np.ndarray | None:
     """Update params and state in place; grads are only read. grad_avg given is centered.
 
     With max_norm return the norm of the gradients times `scale`, and clip them to it.
+
+    bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
     """
     if not params:
         return None if max_norm is None else 0.0
     lists = [params, grads, square_avg, *(state for state in (momentum_buffer, grad_avg) if state is not None)]
     table, stream = table_of(lists)
-    kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, weight_decay != 0)
-    scalars = (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum)
+    decay, bounded = weight_decay != 0, bounds is not None
+    kernel = _step(table.dtype, momentum_buffer is not None, grad_avg is not None, decay, bounded, measured)
+    scalars = (-scale if maximize else scale, lr, alpha, 1 - alpha, eps, weight_decay, momentum, *(bounds or ()))
+    if measured:
+        return table.run_measured(kernel, scalars, stream)
     if max_norm is not None:
         return step_clipped(table, stream, grads, kernel, scalars, max_norm)
     table.run(kernel, scalars, stream=stream)

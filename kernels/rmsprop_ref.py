@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .clip_ref import clip_by_value
+from .norm_ref import squares_of_change
+
 Array = np.ndarray
 
 
@@ -28,8 +31,15 @@ def rmsprop_step(
     momentum: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and state in place; grads are only read. grad_avg given is centered."""
+    bounds: tuple[float, float] | None = None,
+    measured: bool = False,
+) -> Array | None:
+    """Update params and state in place; grads are only read. grad_avg given is centered.
+
+    bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
+    """
+    before = [p.copy() for p in params] if measured else []
     with np.errstate(all="ignore"):
         for k, (p, g, v) in enumerate(zip(params, grads, square_avg, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -46,3 +56,6 @@ def rmsprop_step(
                 b[...] = momentum * b + g
                 g = b
             p -= lr * g
+    if bounds is not None:
+        clip_by_value(params, *bounds)
+    return squares_of_change(before, params) if measured else None

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .clip_ref import clip_by_value
+from .norm_ref import squares_of_change
+
 Array = np.ndarray
 
 
@@ -23,8 +26,15 @@ def sgd_step(
     weight_decay: float,
     maximize: bool,
     scale: float,
-) -> None:
-    """Update params and momentum_buffer in place; grads are only read."""
+    bounds: tuple[float, float] | None = None,
+    measured: bool = False,
+) -> Array | None:
+    """Update params and momentum_buffer in place; grads are only read.
+
+    bounds : to which params are clamped afterwards
+    measured : return of each parameter the sum of the squares of its change and of its entries before, float64 (2, n)
+    """
+    before = [p.copy() for p in params] if measured else []
     with np.errstate(all="ignore"):
         for k, (p, g) in enumerate(zip(params, grads, strict=True)):
             g = g * (-scale if maximize else scale)
@@ -35,3 +45,6 @@ def sgd_step(
                 b[...] = momentum * b + (1 - dampening) * g
                 g = g + momentum * b if nesterov else b
             p -= lr * g
+    if bounds is not None:
+        clip_by_value(params, *bounds)
+    return squares_of_change(before, params) if measured else None

@@ -184,6 +184,11 @@ class Machine:
         cast = self.builder.fpext if isinstance(target, ir.DoubleType) else self.builder.fptrunc
         return Value(self, cast(value.ir, vector))
 
+    def split(self, value: Value, lanes: int) -> list[Value]:
+        """Return a vector as shorter ones of `lanes` each, in their order."""
+        count = value.ir.type.count
+        return [self._shuffle(value, value, list(range(i, i + lanes))) for i in range(0, count, lanes)]
+
     def reduce(self, value: Value, combine: Callable[[Value, Value], Value]) -> Value:
         """Combine all lanes into a scalar, halving the vector each time: a fixed order, and few steps."""
         lanes = value.ir.type.count

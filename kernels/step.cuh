@@ -5,7 +5,7 @@
 // numbers that the update takes; and the update itself. What changes from step to step is read and kept in device
 // memory, so that a captured graph goes on with every replay: the count of steps, and the numbers of the groups.
 #pragma once
-#include "norms.cuh"
+#include "health.cuh"
 
 constexpr int GROUP = 8;    // doubles of a parameter group, see the rule of the op
 constexpr int GROUPS_FROM = 3;
@@ -36,15 +36,53 @@ struct State {
     index_t* steps;          // (parameters,) in/out: steps taken
     double* own;             // (parameters, NUMBERS) out
     double* control;         // (2,) out: the coefficient and that factor, and 1 where the step is taken, else 0
-    index_t* skipped;        // (1,) in/out
-    double* report;          // (3,) out: norm, coefficient (0 where skipped), whether skipped
+    index_t* skipped;        // (2,) in/out: steps left out, in all and in a row up to this one
+    double* report;          // (4,) out: norm, coefficient (0 where skipped), whether skipped, skipped in a row
 };
 
+// What is said of the gradients beside their norms; null pointers where nobody wants it.
+struct Findings {
+    const index_t* counts;  // (chunks, COUNTS) in, from fg_health_chunks
+    double* found;          // (6, tensors) out: see finish_counts
+};
+
+// How far an update moves a parameter: the squares of its changes, and of its entries before, of all that a thread sees.
+struct Change {
+    double moved = 0, before = 0;
+
+    __device__ void take(real_t from, real_t to) {
+        const double step = to - from, start = from;
+        moved = fma_(step, step, moved);
+        before = fma_(start, start, before);
+    }
+    // changes (chunks, 2) out, or null. For all threads of a block.
+    __device__ void put(double* changes) const {
+        if (!changes) return;
+        const auto add = [](double a, double b) { return a + b; };
+        const double all_moved = block_fold(moved, 0.0, add), all_before = block_fold(before, 0.0, add);
+        if (threadIdx.x == 0) {
+            changes[index_t(blockIdx.x) * 2] = all_moved;
+            changes[index_t(blockIdx.x) * 2 + 1] = all_before;
+        }
+    }
+};
+
+// Say whether an update is to leave everything as it is; then its changes are none.
+__device__ inline bool skips(const double* control, double* changes) {
+    if (!control || control[1] != 0) return false;
+    if (changes && threadIdx.x < 2) changes[index_t(blockIdx.x) * 2 + threadIdx.x] = 0;
+    return true;
+}
+
 // rule(group, step) returns the Numbers of a tensor that takes its step number `step`, from 1.
-template <class F> __device__ void finish_step(const Table& table, const Sums& sums, const State& state, F rule) {
+template <class F> __device__ void finish_step(const Table& table, const Sums& sums, const State& state,
+                                               const Findings& findings, F rule) {
     __shared__ bool goes_on;
     double norm;
-    if (!finish_norms(table, sums, norm)) return;
+    if (findings.found) finish_counts(table, blockIdx.x, findings.counts, findings.found);
+    const bool is_last = finish_norms(table, sums, norm);
+    if (findings.found && threadIdx.x == 0) findings.found[blockIdx.x] = sums.norms[blockIdx.x];
+    if (!is_last) return;
     if (threadIdx.x == 0) {
         const double policy = state.settings[1], unscale = state.settings[2];
         norm *= unscale;
@@ -56,7 +94,8 @@ template <class F> __device__ void finish_step(const Table& table, const Sums& s
         state.report[0] = norm;
         state.report[1] = coefficient;
         state.report[2] = !goes_on;
-        if (!goes_on && policy == 1) *state.skipped += 1;
+        if (!goes_on && policy == 1) state.skipped[0] += 1;
+        state.report[3] = double(state.skipped[1] = !goes_on && policy == 1 ? state.skipped[1] + 1 : 0);
     }
     __syncthreads();
     if (!goes_on) return;

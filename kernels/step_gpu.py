@@ -7,18 +7,21 @@ Nothing waits for the device and nothing is copied to it, unless numbers of a gr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import cuda
+from .health_gpu import examine_chunks
 from .norm_gpu import NO_LIMIT, sum_chunks
 from .table_gpu import Table, current_stream, refuse_capture, table_of
 
 Array = Any
 
 GROUP, NUMBERS, GROUPS_FROM = 8, 9, 3  # as in step.cuh
+REPORT = 4  # numbers of a report: norm, coefficient (0 where skipped), whether skipped, and the steps skipped in a row
 POLICIES = {"propagate": 0, "skip": 1, "raise": 2}  # as in step.cuh: raising counts nothing
 
 _HEAD = "table: i64*, streams: i32, tensors: i32, "
@@ -27,14 +30,15 @@ _HEAD = "table: i64*, streams: i32, tensors: i32, "
 def update_kernel(name: str, numbers: str, variants: Sequence[str]) -> cuda.Kernel:
     """Return the update fg_<name>; `numbers`: names of the numbers that it takes, the factor of the gradient first."""
     own = ", ".join(f"{number}: f64" for number in numbers.split())
-    return cuda.Kernel(name, f"fg_{name}", f"{_HEAD}own: f64*?, control: f64*?, {own}", variants)
+    return cuda.Kernel(name, f"fg_{name}", f"{_HEAD}own: f64*?, control: f64*?, changes: f64*?, {own}", variants)
 
 
 def finish_kernel(name: str) -> cuda.Kernel:
     """Return what goes between the norm and the update, fg_<name>_finish."""
     sums = "partial: f64*, totals: f64*, norms: f64*, arrived: u32*, "
     state = "settings: f64*, group: i64*, steps: i64*, own: f64*, control: f64*, skipped: i64*, report: f64*"
-    return cuda.Kernel(name, f"fg_{name}_finish", _HEAD + sums + state)
+    findings = ", counts: i64*?, found: f64*?"
+    return cuda.Kernel(name, f"fg_{name}_finish", _HEAD + sums + state + findings)
 
 
 def update(
@@ -47,7 +51,7 @@ def update(
     """
     control, factor = (None, scale) if isinstance(scale, float) else (scale, 1.0)
     numbers = (-factor if maximize else factor, *numbers)
-    table_of(lists).launch(kernel, lists, None, control, *numbers, **_flags(variant))
+    table_of(lists).launch(kernel, lists, None, control, None, *numbers, **_flags(variant))
 
 
 def _flags(variant: dict[str, bool]) -> dict[str, int]:
@@ -118,7 +122,7 @@ class Steps:
 
     kernel, finish : of the optimizer
     steps (parameters,) int64 : steps that each parameter has taken
-    skipped (1,) int64 : steps that were left out because the norm was not finite
+    skipped (2,) int64 : steps that were left out because the norm was not finite, in all and in a row up to the last
     norms, taking_part : after a step, the norm of each gradient that took part, float64, scratch; whose they are
     """
 
@@ -129,7 +133,7 @@ class Steps:
         xp, count = self.device.xp, len(groups)
         with self.device.here():
             self.group = xp.asarray(np.array(groups, np.int64))
-            self.steps, self.skipped = xp.zeros(count, np.int64), xp.zeros(1, np.int64)
+            self.steps, self.skipped = xp.zeros(count, np.int64), xp.zeros(2, np.int64)
             self.own, self.control = xp.zeros((count, NUMBERS), np.float64), xp.zeros(2, np.float64)
             self.settings = xp.zeros(GROUPS_FROM + GROUP * (max(groups) + 1), np.float64)
         self.norms: Array = None
@@ -158,19 +162,27 @@ class Steps:
         """Return the address of the stream on which a step would run now."""
         return current_stream(self.device).ptr
 
-    def run(self, plan: Plan, updates: list[Update]) -> Array:
-        """Take a step and return its report, float64 (3,): norm, coefficient (0 where skipped), whether skipped."""
+    def run(self, plan: Plan, updates: list[Update], health: bool) -> Array:
+        """Take a step and return its report, float64 (REPORT,).
+
+        health : say as well what the gradients look like, and what the updates have changed: behind the report follow
+            the (6, tensors) of `health_gpu.health`, and of each update the squares of each chunk of its first list, of
+            what has changed and of what was there before, (chunks, 2). All lies in one array, to be read by one copy.
+        """
         device, table = self.device, plan.norms
         plan.use()
-        sum_chunks(table, updates[0].lists if len(updates) == 1 else [_in_order(updates)], plan.stream)
-        report = table.result(3)
+        lists = updates[0].lists if len(updates) == 1 else [_in_order(updates)]
+        (examine_chunks if health else sum_chunks)(table, lists, plan.stream)
+        ends = list(itertools.accumulate([REPORT, 6 * table.tensors, *(2 * own.chunks for own in plan.updates)]))
+        report = table.result(ends[-1] if health else REPORT)
+        parts = [report[a:b] if health and b > a else None for a, b in itertools.pairwise(ends)]
         self.finish(
             device, self.dtype, table.tensors, cuda.threads(device), *table.head, table.partial, table.totals,
             table.norms, table.arrived, self.settings, self.group, self.steps, self.own, self.control, self.skipped,
-            report,
+            report[:REPORT], table.counts if health else None, parts[0],
         )  # fmt: skip
         self.norms, self.taking_part = table.norms, plan.numbers
-        unused = [0.0] * (len(self.kernel.parameters) - 5)
-        for own, one in zip(plan.updates, updates, strict=True):
-            own.launch(self.kernel, one.lists, self.own, self.control, *unused, **_flags(one.variant))
+        unused = [0.0] * (len(self.kernel.parameters) - 6)
+        for own, one, changes in zip(plan.updates, updates, parts[1:], strict=True):
+            own.launch(self.kernel, one.lists, self.own, self.control, changes, *unused, **_flags(one.variant))
         return report

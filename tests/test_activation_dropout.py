@@ -19,7 +19,7 @@ from fastgrad import (
     dropout_backward,
 )
 from fastgrad.activations import KINDS
-from fastgrad.layers import Activation, Dropout, Linear, Sequential
+from fastgrad.layers import Activation, Checkpoint, Dropout, Linear, Sequential
 from fastgrad.testing import gradcheck
 
 SHAPES = [(), (0,), (0, 5), (1,), (63,), (64,), (65,), (13, 17), (4097,), (70, 64), (3, 16384), (67, 129), (5, 3, 100)]
@@ -162,6 +162,7 @@ def test_the_layer_by_central_differences(cpu_backend):
         Linear(5, 7, rng=1, dtype=np.float64), Activation("gelu", dropout=0.3, rng=2), Linear(7, 3, dtype=np.float64)
     )
     gradcheck(layer, random(1, (4, 5)))
+    gradcheck(Checkpoint(layer), random(1, (4, 5)))
 
 
 def test_errors():

@@ -84,10 +84,11 @@ def test_against_torch(backend, dtype, shape, causal):
 @pytest.mark.parametrize("options", [*OPTIONS, {"scale": 0.3}, {"dropout": 0.4, "seed": 5, "offset": 6}])
 def test_central_differences(cpu_backend, options):
     shape = (2, 1, 5, 4, 3)
+    _, *arrays = draw(shape, np.float64)
     options = options_for(shape, options)
     gradcheck(
-        lambda *arrays: attention(*arrays, **options)[0], draw(shape, np.float64)[1:],
-        lambda dy, *arrays: tuple(attention_backward(dy, attention(*arrays, **options)[1])),
+        lambda *inputs: attention(*inputs, **options)[0], arrays,
+        lambda dy, *inputs: attention_backward(dy, attention(*inputs, **options)[1]),
     )  # fmt: skip
 
 

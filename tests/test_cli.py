@@ -95,7 +95,9 @@ def test_a_whole_run(text, tmp_path):
     )
     folder = tmp_path / "deep" / "er"
     names = sorted(path.name for path in folder.iterdir())
-    assert len(names) == 3 and names[1:] == ["checkpoint.json", "curve.png"] and names[0].endswith(".safetensors")
+    assert names[1:] == ["checkpoint.json", "curve.png", "gradients.html"] and names[0].endswith(".safetensors")
+    (verdict,) = [line for line in lines if line.startswith("gradients: ")]
+    assert verdict.startswith("gradients: healthy in 2 looks up to step 10: no gradient vanished")
     # Off a terminal: plain lines, no control sequences.
     assert "\x1b" not in result.stderr and "step 15/15 | characters/s" in result.stderr
     for fact in ("training", "validation", "grad norm", "clipped", "left"):

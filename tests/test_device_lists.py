@@ -236,10 +236,17 @@ def test_three_launches_and_no_wait(monkeypatch, launches, optimizer, options):
         del launches[:]
         reports.append(made.step(grads))
     name = {SGD: "sgd", RMSprop: "rmsprop"}.get(optimizer, "adam")
-    assert [launch for launch, _ in launches] == ["fg_norm_chunks", f"fg_{name}_finish", f"fg_{name}"]
+    assert [launch for launch, _ in launches] == ["fg_health_chunks", f"fg_{name}_finish", f"fg_{name}"]
     norm = math.sqrt(sum(float(np.sum(np.square(g.get(), dtype=np.float64))) for g in grads))
+    reads = []
+    original = emulated.ndarray.get
+    monkeypatch.setattr(emulated.ndarray, "get", lambda self: reads.append(1) or original(self))
     for report in reports:
+        del reads[:]
+        assert len(report.health) == len(SMALL) and report.health.sizes.tolist() == SMALL and not reads
         assert report.grad_norm == pytest.approx(norm) and not report.skipped
+        np.testing.assert_allclose(report.health.norm, [np.linalg.norm(original(g)) for g in grads], rtol=1e-6)
+        assert (report.health.update_ratio[1:] > 0).all() and len(reads) == 1
         assert report.clip_coefficient == pytest.approx(0.5 / (norm + 1e-6))
     with pytest.raises(AssertionError, match="waits"), no_wait(monkeypatch):
         made.state_dict()
@@ -311,7 +318,7 @@ FAULTS = {
     "step.cuh": [("step = ++state.steps[number]", "step = state.steps[number] + 1"),
                  ("if (!goes_on) return;", ""), ("!goes_on && policy == 1", "policy == 1")],
     "norms.cuh": [("atomicInc(sums.arrived, gridDim.x - 1)", "atomicAdd(sums.arrived, 1u)")],
-    "adam.cu": [("if (control && control[1] == 0) return;", "")],
+    "adam.cu": [("if (skips(control, changes)) return;", "")],
 }  # fmt: skip
 
 

@@ -31,6 +31,12 @@ LAYERS = {
     "dropout": lambda: (layers.Dropout(0.4, rng=3), rows(4, 5)),
     "lstm": lambda: (wide(layers.LSTM, 3, 2, 2), (rows(3, 2, 3), (rows(2, 2, 2), rows(2, 2, 2)), [3, 1])),
     "gru": lambda: (wide(layers.GRU, 3, 2), (rows(3, 2, 3), rows(1, 2, 2))),
+    "gru with noise": lambda: (
+        wide(layers.GRU, 3, 2, zoneout_h=0.3, input_dropout=0.2, recurrent_dropout=0.3), rows(3, 2, 3)
+    ),
+    "gru with noise, checkpointed": lambda: (
+        layers.Checkpoint(wide(layers.GRU, 3, 3, zoneout_h=0.3, recurrent_dropout=0.3)), rows(3, 2, 3)
+    ),
     "a stack": lambda: (
         Sequential(
             wide(layers.Embedding, 7, 4), wide(layers.GRU, 4, 4), layers.Dropout(0.3, rng=2),

@@ -143,11 +143,11 @@ def test_records_by_position_and_name():
     arrays = [np.array([[0.0, 3.0], [4.0, 0.0]]), np.zeros(0), np.array(-2.0), np.array([5e-324, 1.0, np.nan, np.inf])]
     h = health(arrays, ["w", "empty", "b", "odd"])
     assert len(h) == 4 and h.names == ("w", "empty", "b", "odd")
-    assert h["w"] == h[0] == h[-4] == ("w", 4, 5.0, 4.0, 0, 0, 2, 0)
+    assert h["w"] == h[0] == h[-4] == ("w", 4, 5.0, 4.0, 0, 0, 2, 0, None)
     assert h["w"].zero_share == 0.5 and h["w"].subnormal_share == 0
-    assert h["empty"] == ("empty", 0, 0.0, 0.0, 0, 0, 0, 0) and h["empty"].zero_share == h[1].subnormal_share == 0
-    assert h["b"] == h[np.int64(2)] == ("b", 1, 2.0, 2.0, 0, 0, 0, 0)
-    assert h["odd"][3:] == (np.inf, 1, 1, 0, 1) and h["odd"].subnormal_share == 0.25
+    assert h["empty"] == ("empty", 0, 0.0, 0.0, 0, 0, 0, 0, None) and h["empty"].zero_share == h[1].subnormal_share == 0
+    assert h["b"] == h[np.int64(2)] == ("b", 1, 2.0, 2.0, 0, 0, 0, 0, None)
+    assert h["odd"][3:] == (np.inf, 1, 1, 0, 1, None) and h["odd"].subnormal_share == 0.25
     assert [t.name for t in h] == list(h.names) and next(iter(h)) == h[0]
     assert type(h[0].zero) is int and type(h[0].norm) is float
     np.testing.assert_array_equal(h.zero_share, [0.5, 0, 0, 0])
@@ -170,7 +170,7 @@ def test_the_result_cannot_be_changed():
 def test_nothing_to_look_at(backend):
     h = health([])
     assert len(h) == 0 and list(h) == [] and h.norm.shape == h.zero.shape == (0,) and h.zero_share.shape == (0,)
-    assert health([np.zeros((0, 3), np.float32)])[0] == ("0", 0, 0.0, 0.0, 0, 0, 0, 0)
+    assert health([np.zeros((0, 3), np.float32)])[0] == ("0", 0, 0.0, 0.0, 0, 0, 0, 0, None)
 
 
 def test_the_table():

@@ -6,6 +6,7 @@ A mutant replaces one piece of text of one file. One that survives is a hole in 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -120,6 +121,19 @@ def dropouts() -> None:
             ),
             normal(shape), normal(shape, 1), np.zeros(shape, F32), np.zeros(shape[-1:], F32),
         )  # fmt: skip
+
+
+def batch_norm() -> None:
+    """Channels along the last axis and not, more than a block of them; in training and in evaluation."""
+    for shape in ((300, 70), (3, 5, 40)):
+        x, dy, *channels = (1 + normal(s, k, F64) for k, s in enumerate((shape, shape, *[shape[1:2]] * 4)))
+
+        def run(x, dy, weight, bias, mean, var, training):
+            y, saved = fastgrad.batch_norm(x, weight, bias, mean, var, training=training)
+            return y, *fastgrad.batch_norm_backward(dy, saved), mean, var
+
+        for training in (True, False):
+            agree("product", functools.partial(run, training=training), x, dy, *channels[:3], channels[3] ** 2)
 
 
 def attention() -> None:
@@ -319,7 +333,10 @@ def optimizer(kind: str, **options: object) -> Callable[[], None]:
     def steps(params: list, *grads: list) -> list:
         one = getattr(fastgrad, kind)(params, lr=0.1, **options)
         reports = [one.step(g) for g in grads]
-        return [[r.grad_norm, float(r.grad_norm)] for r in reports]
+        found = [[r.grad_norm, float(r.grad_norm)] for r in reports]
+        # A norm may be NaN or Inf; what is measured of the others is not.
+        found += [[r.health.norm, r.health.max_abs, r.health.zero * 1.0, r.health.update_ratio] for r in reports[::2]]
+        return [*found, reports[1].health.update_ratio]
 
     def case() -> None:
         bad = lists(20)
@@ -419,6 +436,7 @@ CASES: dict[str, Callable[[], None]] = {
     "tanh": activation("tanh"),
     "gelu": activation("gelu"),
     "bias_grad": bias_grad,
+    "batch norm": batch_norm,
     "dropouts": dropouts,
     "linear": bias_of_linear,
     "glu": glu,
@@ -498,6 +516,13 @@ MUTANTS = [
          "first + span <= n && aligned16(x, y)", "first < n && aligned16(x, y)"),
         ("activation.cu", "alignment of dx forgotten", "relu", "aligned16(dy, x, dx)", "aligned16(dy, x)"),
         ("activation_rows.cuh", "rows not added up", "bias_grad", "own[k] += value;", "own[k] = value;"),
+        ("batch_norm.cu", "the mean of the first number alone", "batch norm", "x[channel * inner])", "x[channel])"),
+        ("batch_norm.cu", "a half of the partial sums left out", "batch norm",
+         "sums[1][place] += sums[1][other];", ""),
+        ("batch_norm.cu", "a biased running variance", "batch norm", "variance * (n / (n - 1))", "variance"),
+        ("batch_norm.cu", "the way through the statistics in evaluation", "batch norm",
+         "training ? storage_t(factor * sums.u * share - along * low) : storage_t(0)",
+         "storage_t(factor * sums.u * share - along * low)"),
         ("philox.cuh", "a round left out", "dropouts", "round < 10", "round < 9"),
         ("philox.cuh", "the high half of the offset left out", "dropouts", "unsigned(offset >> 32)}", "0u}"),
         ("philox.cuh", "a group that is not full taken as one", "dropouts",
@@ -582,11 +607,19 @@ MUTANTS = [
          "sqrt(fma_(at[0] * LARGE_FACTOR, LARGE_FACTOR, at[1]))", "sqrt(at[1])"),
         ("norms.cuh", "the coefficient without its 1e-6", "clip", "= limit / (norm + 1e-6);", "= limit / norm;"),
         ("norms.cuh", "no limit taken for a limit", "AdamW", "limit < 0 || coefficient >= 1", "coefficient >= 1"),
-        ("norm.cu", "half of a vector not added up", "norms", "int apart = VECTOR / 2;", "int apart = VECTOR / 4;"),
+        ("norms.cuh", "half of a vector not added up", "norms", "int apart = N / 2;", "int apart = N / 4;"),
         ("norm.cu", "scaled twice", "adam", "limit) * unscale;", "limit) * unscale * unscale;"),
         ("health.cu", "NaN left in the largest", "health", "        largest = 0;\n", ""),
-        ("health.cu", "a wrong unit of subnormal numbers", "health",
+        ("health.cuh", "a wrong unit of subnormal numbers", "health",
          "double(bits) * 0x1p-149", "double(bits) * 0x1p-148"),
+        ("health.cuh", "the counts of one thread alone", "health",
+         "sum(index_t a, index_t b) { return a + b; }", "sum(index_t a, index_t b) { return a; }"),
+        ("step.cuh", "no norm among the findings", "Adam",
+         "findings.found[blockIdx.x] = sums.norms[blockIdx.x];", "findings.found[blockIdx.x] = 0;"),
+        ("step.cuh", "changes against the weights behind the step", "Adam", "start = from;", "start = to;"),
+        ("step.cuh", "changes of a skipped step left open", "SGD",
+         "    if (changes && threadIdx.x < 2) changes[index_t(blockIdx.x) * 2 + threadIdx.x] = 0;\n", ""),
+        ("sgd.cu", "no change measured", "SGD", "if (changes) change.take(p, x[PARAM]);", ""),
         ("clip.cu", "the first tensor's coefficient for all", "clip", "coefficients[each ? chunk.tensor : 0]",
          "coefficients[0]"),
         ("clip.cu", "NaN clamped", "clip", "maximum(x[0], low)", "maximum(low, x[0])"),

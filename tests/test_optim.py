@@ -7,6 +7,7 @@ import math
 import backends
 import numpy as np
 import pytest
+from fastgrad.kernels import runtime
 from support import random
 from tolerances import assert_close
 
@@ -393,6 +394,38 @@ def test_weights_are_clipped_after_each_step(backend, dtype, optimizer, limits):
             clipped_by_hand([free[0], free[2]] if step == 2 else free[:3], limits)
         assert_same(ours, free)
     assert (np.abs(ours[0]) < np.abs(starts(dtype)[0])).any()
+
+
+@pytest.mark.parametrize(("optimizer", "options"), [
+    (SGD, {"momentum": 0.9}), (SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    (SGD, {"maximize": True}),
+    (RMSprop, {"momentum": 0.5, "centered": True}), (RMSprop, {"centered": True, "weight_decay": 0.1}),
+    (Adam, {"amsgrad": True, "weight_decay": 0.1}), (AdamW, {"amsgrad": True}),
+])  # fmt: skip
+def test_a_range_of_weights_has_the_bits_of_a_pass_of_its_own(backend, dtype, optimizer, options):
+    ours, free = starts(dtype), starts(dtype)
+    limited, other = optimizer(ours, lr=0.05, weight_range=(-0.4, 0.6), **options), optimizer(free, lr=0.05, **options)
+    for step in range(3):
+        grads = gradients(step, dtype)
+        if step == 2:
+            grads[0][...] = np.nan
+        limited.nonfinite = other.nonfinite = "propagate"
+        limited.step(grads)
+        other.step(grads)
+        fastgrad.clip_by_value(free, -0.4, 0.6)
+        for mine, wanted in zip(ours, free, strict=True):
+            np.testing.assert_array_equal(mine, wanted)
+
+
+def test_a_range_of_weights_is_part_of_the_update_on_the_cpu(monkeypatch):
+    params, ran = [np.ones(5, np.float32)], []
+    with fastgrad.backend("cpu"):
+        optimizer = AdamW(params, weight_range=(-0.5, 0.5))
+        run = runtime.run
+        monkeypatch.setattr(runtime, "run", lambda kernel, *args: ran.append(kernel.name) or run(kernel, *args))
+        optimizer.step([np.ones(5, np.float32)])
+    assert (params[0] == 0.5).all()
+    assert [name.split(".")[0] for name in ran] == ["norm_cpu", "adam_cpu"]
 
 
 def test_rows_of_weights_against_torch_renorm(backend):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastgrad
+from fastgrad import Adam, layers
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not part of an installation")
@@ -52,6 +53,22 @@ def test_layers():
     names = {"x": x, "targets": rng.integers(0, 100, (5, 3))}
     exec(compile(example("layers.LSTM(64, 256, num_layers=2)"), "README.md", "exec"), names)
     assert not names["report"].skipped and names["report"].grad_norm > 0
+
+
+def test_a_monitor(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = layers.Sequential(layers.Linear(6, 5), layers.Activation("relu"), layers.Linear(5, 3))
+
+    def train(model, optimizer):
+        for _ in range(20):
+            optimizer.zero_grad()
+            model.backward(model.forward(np.ones((4, 6), np.float32)))
+            optimizer.step()
+
+    names = {"model": model, "optimizer": Adam(model.parameters()), "train": train}
+    exec(compile(example("GradientMonitor("), "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("healthy in 2 looks up to step 10")
+    assert {path.name for path in tmp_path.iterdir()} == {"gradients.csv", "gradients.html"}
 
 
 def test_a_layer_of_ones_own():

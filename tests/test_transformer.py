@@ -131,7 +131,7 @@ def test_the_block_begins_as_torchs():
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_block_by_central_differences(cpu_backend, activation, norm):
     layer = TransformerBlock(6, 2, 5, activation, True, norm, dropout=0.3, dtype=np.float64, rng=3)
-    assert sum(part.offset == 0 for part in layer._walk() if part._counters) == 4
+    assert len([part for part in layer._walk() if part._counters]) == 4  # dropouts, whose masks are replayed
     gradcheck(layer, random(1, (4, 2, 6)))
 
 

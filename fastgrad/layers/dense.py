@@ -100,13 +100,15 @@ class Activation(Layer):
     of that probability behind it would do; it is that layer's `seed` and `offset` that the attributes hold.
     """
 
+    _counters = ("offset",)
+
     def __init__(self, kind: str, *, dropout: float = 0.0, rng: Rng = None, **params: Any) -> None:
         self.kind = kind
         self.params: dict[str, Any] = params
         activation(np.zeros(0, np.float32), kind, **params)  # a wrong name or parameter fails here, not in training
         self.dropout = number("dropout", dropout, 0.0, 1.0)
-        if self.dropout > 0.0:
-            self.seed, self.offset = int(np.random.default_rng(rng).integers(1 << 63)), 0
+        self.seed = int(np.random.default_rng(rng).integers(1 << 63)) if self.dropout > 0.0 else 0
+        self.offset = 0
 
     def forward(self, x: Array) -> Array:
         """Return y of x's shape; x must not be overwritten before backward."""

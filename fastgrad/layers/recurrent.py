@@ -6,6 +6,7 @@ Dimension letters: T time, B batch, I input, H hidden, L layers, D directions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ class _Recurrent(Layer):
 
     _gates: int  # rows of the weights in units of H
     _states: int  # arrays in a state: 2 for (h, c), 1 for h
+    _counters = ("offset",)
+    # What a monitor puts here is called at the end of each forward pass, with what all runs have saved.
+    gates_watcher: Callable[[list[Any]], None] | None = None
 
     def __init__(
         self,
@@ -122,6 +126,8 @@ class _Recurrent(Layer):
             self.offset += 1
         y = x.swapaxes(0, 1) if self.batch_first else x
         self._keep(y, (saved, x.shape[1]))
+        if self.gates_watcher is not None:
+            self.gates_watcher(saved)
         return y, self._join_state(last)
 
     def backward(self, dy: Array | None, dstate: Any = None) -> Array:

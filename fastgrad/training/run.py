@@ -9,12 +9,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from fastgrad._gpu import gpu_status
+from fastgrad.monitor import GradientMonitor
 from fastgrad.training import checkpoint
 from fastgrad.training.compare import compare
 from fastgrad.training.curve import save_curve
@@ -26,7 +28,10 @@ from fastgrad.training.sample import sample
 from fastgrad.training.text import BUILT_IN, Corpus, read_text
 from fastgrad.training.trainer import BACKENDS, Trainer
 
-__all__ = ["DEFAULT_MINUTES", "DEFAULT_STEPS", "Options", "train"]
+# Steps between two looks at the gradients, which take a tenth of a millisecond each.
+LOOK_EVERY = 10
+
+__all__ = ["DEFAULT_MINUTES", "DEFAULT_STEPS", "Options", "Stop", "prepare_folder", "train"]
 
 # Whichever comes first where neither is given. With loading, comparison and sample around it, a default run is over in
 # about 90 seconds; from some 3,500 steps on, the default model learns the default text by heart and validation rises.
@@ -129,6 +134,7 @@ def train(options: Options) -> int:
     )
     if options.resume:
         _say(f"resumed at step {trainer.step:,} after {duration(session.seconds)} of training")
+    monitor = GradientMonitor(trainer.optimizer, every=LOOK_EVERY, model=trainer.model, first_step=trainer.step)
     if options.profile:
         session.profiler = StepProfiler(trainer)
     with Stop() as stop:
@@ -136,8 +142,10 @@ def train(options: Options) -> int:
             _loop(session, options, stop)
         except Diverged as error:
             kept = "nothing of this run was saved" if session.saved is None else f"step {session.saved:,} is saved"
-            raise Diverged(f"{error}; {kept}") from None
+            seen = "" if monitor.healthy else f". What its gradients say: {monitor.verdict()}"
+            raise Diverged(f"{error}; {kept}{seen}") from None
         finally:
+            monitor.close()
             if session.profiler:
                 session.profiler.close()
     again = f"fastgrad train --resume --out {shlex.quote(str(options.out))}"
@@ -145,7 +153,7 @@ def train(options: Options) -> int:
         name = "Ctrl-C" if stop.received == signal.SIGINT else signal.Signals(stop.received).name
         _say(f"stopped by {name} at step {trainer.step:,}; the checkpoint is in {options.out}; go on with:\n{again}")
         return 128 + stop.received
-    _report(session, options, again)
+    _report(session, options, again, monitor)
     return 0
 
 
@@ -174,23 +182,29 @@ def _loop(session: Session, options: Options, stop: Stop) -> None:
         session.save()
 
 
-def _report(session: Session, options: Options, again: str) -> None:
+def _report(session: Session, options: Options, again: str, monitor: GradientMonitor) -> None:
     """Print and write everything that a finished run has to show."""
     trainer = session.trainer
     print(f"validation: {trainer.validations[-1][1]:.2f} bits per character on the last 5 % of the text", flush=True)
-    try:
-        save_curve(session.folder / "curve.png", trainer)
-    except OSError as error:
-        raise UserError(f"{session.folder / 'curve.png'} can't be written: {error.strerror}") from None
+    pictures: dict[str, Callable[[Path], object]] = {
+        "curve.png": lambda path: save_curve(path, trainer),
+        "gradients.html": monitor.report,
+    }
+    for name, write in pictures.items():
+        try:
+            write(session.folder / name)
+        except OSError as error:
+            raise UserError(f"{session.folder / name} can't be written: {error.strerror}") from None
     if options.sample_length:
         text = sample(trainer, options.sample_length, options.temperature, trainer.config.seed)
         print(f"sample (temperature {options.temperature:g}):\n{_printable(text)}\n", flush=True)
     if options.comparison:
         _say(f"comparing with {'the CPU' if trainer.backend == 'gpu' else 'naive NumPy'} ...")
         print(f"speed: {compare(trainer)}", flush=True)
+    print(f"gradients: {monitor.verdict()}")
     if session.profiler:
         _report_profile(session.profiler, session.folder / "trace.json")
-    print(f"curve: {options.out / 'curve.png'}")
+    print(f"curve: {options.out / 'curve.png'}, layer by layer: {options.out / 'gradients.html'}")
     more = f"--steps {2 * session.goal.steps}" if session.goal.steps else f"--minutes {session.seconds / 30:.3g}"
     print(f"checkpoint: {options.out / checkpoint.JSON_NAME}, step {trainer.step:,}; train on with: {again} {more}")
 
@@ -217,7 +231,7 @@ def _fresh(options: Options) -> Session:
         )
     source = options.source if options.source is not None else BUILT_IN
     trainer = Trainer(config, Corpus.from_text(read_text(source)), options.backend or "cpu")
-    _prepare_folder(folder)
+    prepare_folder(folder)
     steps, minutes = options.steps, options.minutes
     if steps is None and minutes is None:
         steps, minutes = DEFAULT_STEPS, DEFAULT_MINUTES
@@ -268,11 +282,11 @@ def _resumed(options: Options) -> Session:
         trainer.restore(arrays, contents)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    _prepare_folder(options.out)
+    prepare_folder(options.out)
     return Session(trainer, _remembered(source), goal, seconds, options.out, saved=step)
 
 
-def _prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
     """Make the folder, and raise UserError unless files can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

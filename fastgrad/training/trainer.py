@@ -80,7 +80,8 @@ class Trainer:
         self.kernels = None if backend == "gpu" else backend
         self.model = character_model(config, len(corpus.vocabulary), np.random.default_rng([config.seed, 0]))
         self.model.to("gpu" if backend == "gpu" else "cpu")
-        self.optimizer = Adam(self.model.parameters(), lr=config.lr, max_norm=config.clip or None)
+        # A run of skipped steps is told by the trainer itself, in its own words.
+        self.optimizer = Adam(self.model.parameters(), lr=config.lr, max_norm=config.clip or None, max_skips=None)
         held_out = corpus.validation_length(config.batch)
         split = len(corpus.codes) - held_out
         rng = np.random.default_rng([config.seed, 1])
