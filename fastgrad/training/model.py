@@ -20,8 +20,6 @@ MODELS = ("lstm", "gru", "transformer")
 # What a transformer has in the place of the defaults of Config: it learns most in a minute on two cores so.
 TRANSFORMER_DEFAULTS: dict[str, Any] = {"hidden": 128, "layers": 4, "seq_length": 64, "lr": 2e-3}
 
-EMBEDDING_DEVIATION = 0.02  # of the tables of a transformer, as in GPT-2
-
 # No size of a sensible model is larger, and arithmetic on sizes stays far from overflow.
 LARGEST = 1_000_000
 
@@ -155,8 +153,6 @@ class CharacterTransformer(_Character):
         self.window = max(1, config.seq_length // 2)
         self.embedding = Embedding(vocabulary_size, width, **options)
         self.position = Embedding(config.seq_length, width, **options)
-        for table in (self.embedding, self.position):
-            table.weight.data *= EMBEDDING_DEVIATION
         blocks = (TransformerBlock(width, config.heads, causal=True, **options) for _ in range(config.layers))
         self.blocks = Sequential(*blocks)
         self.norm = LayerNorm(width, dtype=np.dtype(config.dtype))
