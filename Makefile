@@ -12,8 +12,8 @@ WORKERS ?= auto
 # The text and model of a plain `make train` are the same each time, so its results may be replaced.
 TRAIN ?= --overwrite $(ARGS)
 
-# What of the tests the wheel has to pass too: imports, kernels, layers, the command line.
-WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py test_gpu_absent.py
+# What of the tests the wheel has to pass too: imports, kernels, layers, the command line, the laboratory's page.
+WHEEL_TESTS ?= test_import.py test_activation.py test_adam.py test_lstm.py test_layers.py test_cli.py test_gpu_absent.py test_lab.py
 
 .PHONY: train test check bench bench-setup wheel gpu-record clean
 

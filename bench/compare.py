@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bench_activation
 import bench_adam
+import bench_dropout
 import bench_health
 import bench_norm
 import machine
@@ -48,6 +49,9 @@ def headlines() -> dict[str, Callable[[], Work]]:
         for kind in bench_activation.KINDS:
             label = f"activation backward{' with bias gradient' if with_bias else ''}, {kind}, {ROWS_BY_COLUMNS}"
             rows[label] = lambda kind=kind, with_bias=with_bias: bench_activation.backward(kind, with_bias)
+    for kind in bench_dropout.KINDS:
+        label = f"activation backward with dropout, {kind}, {bench_dropout.SHAPE[0]} x {bench_dropout.SHAPE[1]}"
+        rows[label] = lambda kind=kind: bench_dropout.backward(kind)
     for cell in ("lstm", "gru"):
         for sizes in (*SEQUENCES, *LONG_SEQUENCES, TRAINER_SEQUENCE):
             label = f"{cell.upper()} forward + backward, (T, B, I, H) = {sizes}"

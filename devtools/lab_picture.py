@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-CHARTS = ("depth-map-100", "remedies-accuracy", "memory-reach", "stacks-losses-0")
+CHARTS = ("depth-map-100", "remedies-accuracy", "memory-reach", "stacks-losses-1")
 
 
 def chromium() -> str | None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from fastgrad.training import digits
 from fastgrad.training.deep import DeepNetwork
 from fastgrad.training.digits import Options, Outcome, Split, explanation, fit, load
-from fastgrad.training.errors import Diverged, UserError
+from fastgrad.training.errors import Diverged
 from fastgrad.training.one_thread import one_thread
 
 SICK = {"activation": "sigmoid", "init": "old", "norm": "none", "residual": False}
@@ -115,13 +115,11 @@ def test_minutes_end_it_and_a_signal_too(split):
 
 def test_a_loss_that_is_no_number_ends_it(split):
     options = Options(depth=30, width=16, norm="none", init="he", max_norm=0.0, lr=1e30, epochs=3)
-    with pytest.raises(Diverged, match=r"the loss became .* at step \d+; try --norm batch --max-norm 1"):
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(Diverged, match=r"the loss became .* at step \d+; try --norm batch --max-norm 1"),
+    ):
         fitted(options, split)
-
-
-def test_an_unknown_activation_names_the_known_ones(split):
-    with pytest.raises(UserError, match=r"--activation must be one of identity, relu, .*, got 'step'"):
-        fitted(Options(activation="step"), split)
 
 
 def run(*args, cwd=None, env=None) -> subprocess.CompletedProcess[str]:
@@ -171,7 +169,11 @@ def test_options_of_the_text_are_not_options_of_the_digits(tmp_path):
     refused(run("train", "--depth", 5, cwd=tmp_path), "--depth")
     for arguments in (["--depth", 0], ["--norm", "group"], ["--init", "zero"], ["--lr", "nan"], ["--max-norm", "-1"]):
         refused(run("train", "digits", *arguments, cwd=tmp_path), arguments[0])
-    refused(run("train", "digits", "--activation", "step", cwd=tmp_path), "--activation must be one of")
+    refused(
+        run("train", "digits", "--activation", "step", cwd=tmp_path),
+        "--activation must be one of identity, relu, ",
+        "got 'step'",
+    )
     (tmp_path / "file").write_text("precious")
     refused(run("train", "digits", *SMALL, "--out", tmp_path / "file"), "a file is in its place")
     assert {path.name for path in tmp_path.iterdir()} == {"file"}

@@ -213,6 +213,7 @@ def test_nothing_waits_for_the_device_before_the_end(emulated_gpu, monkeypatch):
         with recorder.step():
             net.backward(net.forward(x))
     assert len(recorder.spans) == 1 + 2 * len(list(tree(net)))
+    assert not any({"forward", "backward"} & set(vars(layer)) for _, layer in tree(net))
 
 
 # --- the trace
@@ -359,4 +360,6 @@ def test_the_trainer_on_a_device(emulated_gpu):
     profile = profiler.profile()
     assert profile is not None and profile.steps == 2 and profile.clock == "CUDA events"
     assert {"", "rnn", "head", "optimizer", "loss"} <= {row.path for row in profile.rows}
+    # The loss holds the forward pass of the model, whose time is its own row's.
+    assert sum(row.share for row in profile.rows if row.depth == 0) == pytest.approx(1.0)
     assert "forward" not in vars(trainer.model) and "step" not in vars(trainer.optimizer)

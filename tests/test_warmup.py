@@ -61,7 +61,7 @@ def test_a_factory_says_what_its_keys_hold():
 
 def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
-    without_kernels |= {"pruning", "schedules", "testing"}
+    without_kernels |= {"profile_model", "pruning", "schedules", "testing"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
     without_kernels |= {"GradientMonitor", "profile_model"}
     for name in set(fastgrad.__all__) - without_kernels:

@@ -33,7 +33,7 @@ class GradientMonitor:
         print(monitor.verdict())
 
     It is told of each step by the optimizer itself and reads what the step has found anyway (`StepReport.health`): a
-    look at the 148 tensors of GPT-2 small costs a quarter of a millisecond. Of a step on a device it keeps the report,
+    look at the 148 tensors of GPT-2 small costs 0.3 ms. Of a step on a device it keeps the report,
     untouched, and reads 32 of them together, or all when somebody asks; only then does it wait for the device.
 
     What is told, see `Trouble.kind`: a gradient that vanished, exploded, or is not finite, and in which tensor first;

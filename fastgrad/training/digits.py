@@ -98,8 +98,6 @@ def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tu
     stop: has `received`, None as long as training is to go on; say(line): is told how it goes, some eight times.
     Raises Diverged when the loss is not a number.
     """
-    if options.activation not in ACTIVATIONS:
-        raise UserError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {options.activation!r}")
     rng = np.random.default_rng([options.seed, 1])
     network = DeepNetwork(
         SIDE * SIDE, options.width, options.depth, CLASSES, activation=options.activation, init=options.init,
@@ -200,13 +198,16 @@ def train(options: Options) -> int:
 
     Raises UserError for what is wrong with the options or the folder, Diverged when the loss is not a number.
     """
+    if options.activation not in ACTIVATIONS:
+        raise UserError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {options.activation!r}")
     if Path("digits").is_file():
         _say("training on images of digits; the text file of that name is ./digits")
     split = load(options.seed)
     prepare_folder(options.out)
     # Wider layers have work for all cores.
     threads = one_thread() if options.width <= 256 else nullcontext()
-    with Stop() as stop, threads:
+    # A run that diverges is told of in words.
+    with Stop() as stop, threads, np.errstate(over="ignore", invalid="ignore"):
         network, outcome = fit(options, split, stop, _say)
     if not outcome.losses:
         _say("stopped before the first epoch was over; nothing was written")
@@ -230,7 +231,7 @@ def _save(options: Options, network: DeepNetwork, outcome: Outcome) -> None:
     """Write weights, with the options as their metadata, and the curve."""
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in network.state_dict().items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in network.state_dict().items()}
     metadata = {name: str(value) for name, value in asdict(options).items()}
     write_atomically(options.out / "model.safetensors", save(arrays, metadata))
     write_atomically(options.out / "curve.png", _curve(options, outcome))
