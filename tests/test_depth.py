@@ -248,7 +248,7 @@ def learns(model, shape, steps, lr):
 ], ids=["1000 residual layers", "200 transformer blocks", "200 blocks, checkpointed"])  # fmt: skip
 def test_deep_stacks_learn(make, shape, lr):
     losses, (first, last) = learns(make(), shape, 10, lr)
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.87 * losses[0]
     assert 1e-4 * last < first < 1e2 * last
 
 
