@@ -19,7 +19,7 @@ def out(tmp_path_factory):
     """Return the folder of a quick run of everything."""
     folder = tmp_path_factory.mktemp("lab")
     command = [sys.executable, "-m", "fastgrad", "lab", "--quick", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=1800)
     assert done.returncode == 0, done.stderr
     return folder
 
