@@ -5,7 +5,6 @@ The gradients have what gradients have: a tenth of them are zero, one in a thous
 
 from __future__ import annotations
 
-import limit
 import naive
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from machine import torch
 from work import Work, contestants, tensors
 
 import fastgrad
-from fastgrad.profiling import costs
+from fastgrad.profiling import costs, limits
 
 
 def gradients(name: str) -> list[Array]:
@@ -64,7 +63,7 @@ def health(name: str) -> Work:
         name_of(LISTS[name]),
         *costs.norm(count(LISTS[name])),
         contestants(lambda: np.array(naive.health(grads)), by_fastgrad, by_torch_),
-        limit=lambda: limit.of_memory(limit.reading(count(LISTS[name]))),
+        limit=lambda: limits.of_memory(limits.reading(count(LISTS[name]))),
         rtol=1e-3,  # torch and NumPy sum in float32
     )
 

@@ -11,11 +11,11 @@ import argparse
 import machine
 from bench_health import gradients
 from inputs import LISTS, QUICK, copies
-from turns import Contestant, by_turns
 
 import fastgrad
 from fastgrad._checks import TensorGroups
 from fastgrad._dispatch import kernels
+from fastgrad.profiling.turns import Contestant, by_turns
 
 
 def passes(name: str, turns: int) -> None:

@@ -83,9 +83,9 @@ def corpus():
     return Corpus.from_text(read_text(BUILT_IN)[:200_000])
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "transformer"])
 def test_a_character_model_raises_no_false_alarm(corpus, cell):
-    trainer = Trainer(Config(cell=cell, **SMALL), corpus)
+    trainer = Trainer(Config(model=cell, **SMALL), corpus)
     monitor = GradientMonitor(trainer.optimizer, model=trainer.model)
     for _ in range(200):
         trainer.train_step()
@@ -170,7 +170,7 @@ def test_dead_units():
 
 @pytest.mark.parametrize(("cell", "gates"), [("lstm", "input, forget and output"), ("gru", "reset and update")])
 def test_saturated_gates(corpus, cell, gates):
-    trainer = Trainer(Config(cell=cell, **SMALL), corpus)
+    trainer = Trainer(Config(model=cell, **SMALL), corpus)
     for name, parameter in trainer.model.named_parameters():
         if name == "rnn.bias_ih_l0":
             parameter.data[...] = 30

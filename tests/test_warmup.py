@@ -309,7 +309,7 @@ def test_processes_share_the_work(tmp_path):
     )
     processes, count, compiled, loaded = python(code, FASTGRAD_CACHE_DIR=str(tmp_path)).split()
     # Both need what runs kernels; who is later may find it in the cache.
-    assert processes == "2" and int(compiled) + int(loaded) == int(count) and int(loaded) <= 3
+    assert processes == "2" and int(compiled) + int(loaded) == int(count) and int(loaded) <= 8
     assert python(MANY.format(prepare=""), FASTGRAD_CACHE_DIR=str(tmp_path)).split() == ["1", count, "0", count]
 
 
