@@ -224,7 +224,7 @@ def test_an_existing_checkpoint_is_not_overwritten(text, finished, tmp_path):
     refused(run("train", text, *QUICK, "--resume", "--overwrite", "--out", out), "one of the two")
     assert contents(out) == before
     assert run("train", text, *QUICK, "--steps", 3, "--out", out, "--overwrite").returncode == 0
-    assert json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))["step"] == 3 and len(contents(out)) == 3
+    assert json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))["step"] == 3 and len(contents(out)) == 4
 
 
 @pytest.mark.parametrize("what", DAMAGES)
