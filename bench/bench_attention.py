@@ -6,7 +6,6 @@ d_ff = 4 E, and twice that backward. Bytes: arguments, results and gradients, ea
 
 from __future__ import annotations
 
-import limit
 import pytest
 from inputs import QUICK, name_of, normal
 from machine import torch
@@ -14,6 +13,7 @@ from work import Work, contestants, on_reference, tensors
 
 import fastgrad
 from fastgrad.layers import TransformerBlock
+from fastgrad.profiling import limits
 
 # (B, H, T, D): the trainer's, and those of GPT-2 small and of a longer context.
 SHAPES = [(2, 2, 9, 8)] if QUICK else [(32, 4, 64, 32), (8, 8, 512, 64), (1, 12, 1024, 64)]
@@ -42,7 +42,7 @@ def attention(B: int, H: int, T: int, D: int, causal: bool = True) -> Work:
     return Work(
         f"attention forward + backward {(B, H, T, D)}, {'causal' if causal else 'all keys'}", name_of([(B, H, T, D)]),
         4 * 8 * q.size, flops, contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
-        limit=lambda: limit.of_products(flops), rtol=1e-4,
+        limit=lambda: limits.of_products(flops), rtol=1e-4,
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def block(T: int, B: int, E: int, H: int) -> Work:
     return Work(
         f"transformer block forward + backward {(T, B, E, H)}", name_of([(T, B, E)]), 4 * (4 * x.size + 2 * size),
         flops, contestants(on_reference(by_fastgrad), by_fastgrad, by_torch),
-        limit=lambda: limit.of_products(flops), rtol=1e-3,
+        limit=lambda: limits.of_products(flops), rtol=1e-3,
     )  # fmt: skip
 
 

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import bench_activation
 import bench_adam
+import bench_attention
+import bench_batch_norm
 import bench_dropout
 import bench_health
+import bench_layer_norm
 import bench_norm
 import machine
 import recurrent
@@ -52,6 +55,15 @@ def headlines() -> dict[str, Callable[[], Work]]:
     for kind in bench_dropout.KINDS:
         label = f"activation backward with dropout, {kind}, {bench_dropout.SHAPE[0]} x {bench_dropout.SHAPE[1]}"
         rows[label] = lambda kind=kind: bench_dropout.backward(kind)
+    for name, norm in (("LayerNorm", bench_layer_norm), ("BatchNorm", bench_batch_norm)):
+        rows[f"{name} forward, {norm.SHAPE[0]} x {norm.SHAPE[1]}"] = norm.forward
+        rows[f"{name} backward, {norm.SHAPE[0]} x {norm.SHAPE[1]}"] = norm.backward
+    for shape in bench_attention.SHAPES:
+        label = f"attention forward + backward, causal, (B, H, T, D) = {shape}"
+        rows[label] = lambda shape=shape: bench_attention.attention(*shape)
+    for sizes in bench_attention.BLOCKS:
+        label = f"transformer block forward + backward, (T, B, E, H) = {sizes}"
+        rows[label] = lambda sizes=sizes: bench_attention.block(*sizes)
     for cell in ("lstm", "gru"):
         for sizes in (*SEQUENCES, *LONG_SEQUENCES, TRAINER_SEQUENCE):
             label = f"{cell.upper()} forward + backward, (T, B, I, H) = {sizes}"
