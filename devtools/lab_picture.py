@@ -45,24 +45,24 @@ def browser() -> Iterator[Any]:
             instance.close()
 
 
-def picture(page: Path, out: Path, charts: Sequence[str] = CHARTS, width: int = 1100) -> None:
-    """Write some charts of a page as a PNG, two in a row."""
-    with browser() as instance:
-        tab = instance.new_page(viewport={"width": width, "height": 900})
-        tab.goto(page.resolve().as_uri())
-        tab.evaluate(
-            """charts => {
-                const grid = document.createElement("div");
-                grid.className = "charts";
-                grid.style = "background: white; padding: 20px";
-                grid.append(...charts.map(id => document.getElementById(id).closest("figure")));
-                document.body.replaceChildren(grid);
-                return Promise.all(charts.map(id => Plotly.Plots.resize(id)));
-            }""",
-            list(charts),
-        )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tab.locator(".charts").screenshot(path=out)
+def picture(instance: Any, page: Path, out: Path, charts: Sequence[str] = CHARTS, width: int = 1100) -> None:
+    """Write some charts of a page, opened in a browser, as a PNG, two in a row."""
+    tab = instance.new_page(viewport={"width": width, "height": 900})
+    tab.goto(page.resolve().as_uri())
+    tab.evaluate(
+        """charts => {
+            const grid = document.createElement("div");
+            grid.className = "charts";
+            grid.style = "background: white; padding: 20px";
+            grid.append(...charts.map(id => document.getElementById(id).closest("figure")));
+            document.body.replaceChildren(grid);
+            return Promise.all(charts.map(id => Plotly.Plots.resize(id)));
+        }""",
+        list(charts),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tab.locator(".charts").screenshot(path=out)
+    tab.close()
 
 
 def main() -> None:
@@ -72,7 +72,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("charts", nargs="*", default=CHARTS, help=f"ids of charts; without: {', '.join(CHARTS)}")
     arguments = parser.parse_args()
-    picture(arguments.page, arguments.out, arguments.charts)
+    with browser() as instance:
+        picture(instance, arguments.page, arguments.out, arguments.charts)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_page_draws_everything_without_errors_network_or_a_sideways_scroll(tab):
     assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_picture(out, tmp_path):
+def test_picture(chromium, out, tmp_path):
     path = tmp_path / "docs" / "lab.png"
-    lab_picture.picture(out / "lab.html", path, ["remedies-accuracy", "memory-reach"])
+    lab_picture.picture(chromium, out / "lab.html", path, ["remedies-accuracy", "memory-reach"])
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
