@@ -30,7 +30,7 @@ def suite(tmp_path: Path, body: str, *options: str, emulated: bool = False) -> s
     (tmp_path / "test_it.py").write_text(textwrap.dedent(head) + textwrap.dedent(body))
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    for name in ("FASTGRAD_TEST_BACKENDS", "PYTEST_ADDOPTS"):
+    for name in ("FASTGRAD_TEST_BACKENDS", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # which turns benchmarks off
         environment.pop(name, None)
     command = [
         sys.executable,

@@ -284,7 +284,8 @@ def test_planted_faults_are_caught(monkeypatch, reset_after, fault):
             weight_ih = reorder_gates(weight_ih, "gru", source="keras")
         if fault == "update":
             h0 = h0 * (1 + 1e-9)
-        return forward(x, h0, weight_ih, weight_hh, *rest[:-1], rest[-1] ^ (fault == "other reset"))
+        *rest, reset_after, noise = rest
+        return forward(x, h0, weight_ih, weight_hh, *rest, reset_after ^ (fault == "other reset"), noise)
 
     def wrong_backward(*args):
         *rest, dbias_ih, dbias_hh = backward(*args)

@@ -425,7 +425,7 @@ def test_a_range_of_weights_is_part_of_the_update_on_the_cpu(monkeypatch):
         monkeypatch.setattr(runtime, "run", lambda kernel, *args: ran.append(kernel.name) or run(kernel, *args))
         optimizer.step([np.ones(5, np.float32)])
     assert (params[0] == 0.5).all()
-    assert [name.split(".")[0] for name in ran] == ["norm_cpu", "adam_cpu"]
+    assert [name.split(".")[0] for name in ran] == ["health_cpu", "adam_cpu"]
 
 
 def test_rows_of_weights_against_torch_renorm(backend):

@@ -223,9 +223,9 @@ import llvmlite.binding as llvm, numpy as np
 from fastgrad.kernels import adam_cpu, lstm_cpu, matmul_cpu, norm_cpu, prelu_cpu, runtime
 dtypes = [np.dtype(np.float32), np.dtype(np.float64)]
 kernels = [matmul_cpu._product(d, packed) for d in dtypes for packed in (False, True)]
-kernels += [get(d) for d in dtypes for get in (lstm_cpu._forward, norm_cpu._sum_squares)]
-kernels += [get(d, False) for d in dtypes for get in (matmul_cpu._pack, prelu_cpu._across)]
-kernels += [adam_cpu._step(d, False, False, False) for d in dtypes]
+kernels += [norm_cpu._sum_squares(d) for d in dtypes]
+kernels += [get(d, False) for d in dtypes for get in (lstm_cpu._forward, matmul_cpu._pack, prelu_cpu._across)]
+kernels += [adam_cpu._step(d, False, False, False, False) for d in dtypes]
 code = {}
 for kernel in kernels:
     module = llvm.parse_assembly(kernel._compiled._library.get_llvm_str())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastgrad.kernels import runtime, streams
+from fastgrad.kernels import norm_cpu, runtime, streams
 
 import fastgrad
 from fastgrad import _warmup, linear, pruning
@@ -229,7 +229,7 @@ CALLS = {
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 def test_what_a_function_runs_is_compiled_for_it(name, dtype, large, monkeypatch):
     used: set[str] = set()
-    run, run_in_turn = runtime.run, runtime.run_in_turn
+    run, run_in_turn, clip_in_one = runtime.run, runtime.run_in_turn, norm_cpu._clip_in_one
 
     def spy(kernel, *args, **kwargs):
         used.add(kernel.name)
@@ -239,8 +239,13 @@ def test_what_a_function_runs_is_compiled_for_it(name, dtype, large, monkeypatch
         used.update(launch[0].name for launch in launches)
         return run_in_turn(*launches)
 
+    def spy_on_both(table, stream, kernel, *args):
+        used.update((norm_cpu._sum_squares(table.dtype).name, kernel.name))
+        return clip_in_one(table, stream, kernel, *args)
+
     monkeypatch.setattr(runtime, "run", spy)
     monkeypatch.setattr(runtime, "run_in_turn", spy_on_all)
+    monkeypatch.setattr(norm_cpu, "_clip_in_one", spy_on_both)
     if large:
         monkeypatch.setattr(streams, "STREAMING_BYTES", 1)
     CALLS[name](dtype)
