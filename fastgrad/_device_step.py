@@ -19,7 +19,7 @@ from fastgrad._step_report import Contents, DeviceReport, StepReport, blame, ten
 from fastgrad.clipping import PROJECTION, clip_coefficient, project
 
 if TYPE_CHECKING:
-    from fastgrad.optim import Optimizer
+    from fastgrad._optimizer import Optimizer
 
 
 class _DeviceLaunch(NamedTuple):

@@ -259,7 +259,7 @@ class _Held:
 
 def divert_optimizers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let optimizers that are given NumPy arrays step on device arrays; what they write is found in NumPy arrays."""
-    from fastgrad.optim import Optimizer
+    from fastgrad._optimizer import Optimizer
 
     plain = {method: getattr(Optimizer, method) for method in ("__init__", "step", "zero_grad", "state_dict")}
 

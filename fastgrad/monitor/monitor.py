@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from fastgrad._optimizer import Optimizer
 from fastgrad._step_report import DeviceReport, StepReport, tensor_names
 from fastgrad.monitor.diagnosis import Diagnosis, Thresholds, Trouble
 from fastgrad.monitor.history import COLUMNS, File, History, Look
 from fastgrad.monitor.probes import GateProbe, biases_in_front_of_relus, saturated
-from fastgrad.optim import Optimizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
