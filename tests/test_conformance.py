@@ -35,16 +35,28 @@ def check(actual, case, name, dtype):
 def test_the_file_holds_what_it_says():
     assert len(CASES) == 290
     known = {"rnn", "rnn_backward", "lstm_backward_saved", "activation", "optim", "loss", "clip", "clip_per_example",
-             "constraint", *LATER}  # fmt: skip
+             "constraint", "layer_norm", "batch_norm_train", "batch_norm_eval"}  # fmt: skip
     assert {case["op"] for case in CASES} <= known
 
 
-LATER = {"layer_norm": "LayerNorm", "batch_norm_eval": "BatchNorm", "batch_norm_train": "BatchNorm"}
+def arrays(case, dtype, *names):
+    return [np.array(case[name], dtype=dtype) for name in names]
 
 
-@cases(*LATER)
-def test_operations_that_do_not_exist_yet(case):
-    pytest.skip(f"{case['id']}: fastgrad has no {LATER[case['op']]} yet")
+@cases("layer_norm")
+def test_layer_norm(backend, dtype, case):
+    y, _ = fastgrad.layer_norm(*arrays(case, dtype, "x", "weight", "bias"), eps=case["eps"])
+    check(y, case, "y", dtype)
+
+
+@cases("batch_norm_train", "batch_norm_eval")
+def test_batch_norm(backend, dtype, case):
+    training = case["op"] == "batch_norm_train"
+    given = arrays(case, dtype, "x", "weight", "bias", "running_mean", "running_var")
+    y, _ = fastgrad.batch_norm(*given, training=training, momentum=case.get("momentum", 0.1), eps=case["eps"])
+    results = {"y": y, "running_mean": given[3], "running_var": given[4]}
+    for name in case["expected"]:
+        check(results[name], case, name, dtype)
 
 
 def without_masked_steps(x, mask):
