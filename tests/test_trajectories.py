@@ -72,20 +72,30 @@ class Run:
         self.their_parameters = dict(theirs.named_parameters())
         assert list(self.parameters) == list(self.their_parameters)
 
-    def train(self, optimizer, theirs, batch, loss, scheduler=None):
-        """Take the steps; the losses must agree at each, and weights and running statistics at the end."""
+    def train(self, optimizer, theirs, batch, loss, scheduler=None, *, before=None, behind=None, parts=1):
+        """Take the steps; the losses must agree at each, and weights and running statistics at the end.
+
+        before, behind: what torch does to its parameters before and behind a step. parts: of a batch, ours alone.
+        """
         ours_loss, theirs_loss = loss
         first = last = None
         for step in range(STEPS):
             x, target = batch(step)
-            value, dy = ours_loss(self.model.forward(x), target)
+            value = 0.0
             optimizer.zero_grad()
-            self.model.backward(dy)
-            optimizer.step()
+            for x_part, target_part in zip(np.split(x, parts), np.split(target, parts), strict=True):
+                of_part, dy = ours_loss(self.model.forward(x_part), target_part)
+                self.model.backward(dy)
+                value += np.float64(of_part) / parts
+            optimizer.step(grad_scale=parts if parts > 1 else None)
             theirs.zero_grad()
             expected = theirs_loss(self.theirs(torch.tensor(x)), torch.tensor(target))
             expected.backward()
+            if before:
+                before(self.their_parameters.values())
             theirs.step()
+            if behind:
+                behind(self.their_parameters.values())
             if scheduler is not None:
                 scheduler.step()
             assert_close(np.float64(value), expected.item(), "trajectory", label=f"loss of step {step}")
@@ -238,6 +248,91 @@ def test_losses(backend, name):
     run.train(
         Adam(list(run.parameters.values()), lr=0.01), torch.optim.Adam(run.their_parameters.values(), lr=0.01),
         lambda step: (random(100 + step, (BATCH, 5)), target), (ours, theirs),
+    )  # fmt: skip
+
+
+# kind -> parameters, torch's module
+ACTIVATIONS = {
+    "sigmoid": ({}, nn.Sigmoid()),
+    "tanh": ({}, nn.Tanh()),
+    "relu": ({}, nn.ReLU()),
+    "leaky_relu": ({"negative_slope": 0.2}, nn.LeakyReLU(0.2)),
+    "relu6": ({}, nn.ReLU6()),
+    "hardtanh": ({"min_val": 0.0, "max_val": 0.5}, nn.Hardtanh(0.0, 0.5)),  # a ReLU clipped at one half
+    "elu": ({"alpha": 0.7}, nn.ELU(0.7)),
+    "selu": ({}, nn.SELU()),
+    "gelu": ({}, nn.GELU()),
+    "silu": ({}, nn.SiLU()),
+    "mish": ({}, nn.Mish()),
+}
+
+
+def hidden(kind="tanh", params=None, module=None):
+    return (
+        [Linear(5, 8, rng=1, **WIDE), Activation(kind, **(params or {})), Linear(8, 3, rng=2, **WIDE)],
+        [nn.Linear(5, 8), module or nn.Tanh(), nn.Linear(8, 3)],
+    )
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations(backend, kind):
+    run = Run(backend, *hidden(kind, *ACTIVATIONS[kind]))
+    target = random(7, (BATCH, 3))
+    run.train(
+        SGD(list(run.parameters.values()), lr=0.05, momentum=0.9),
+        torch.optim.SGD(run.their_parameters.values(), lr=0.05, momentum=0.9),
+        lambda step: (random(100 + step, (BATCH, 5)), target), mean_square(),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def clamp(parameters):
+    for p in parameters:
+        p.clamp_(-0.2, 0.2)
+
+
+@torch.no_grad()
+def into_a_ball(parameters):
+    for p in parameters:
+        p *= torch.clamp(0.6 / (p.norm() + 1e-6), max=1.0)
+
+
+@torch.no_grad()
+def rows_into_balls(parameters):
+    for p in parameters:
+        rows = p if p.ndim == 2 else p[None]  # a bias is one row
+        rows *= torch.clamp(0.3 / (rows.norm(dim=1, keepdim=True) + 1e-6), max=1.0)
+
+
+# name -> options of ours, what torch does before and behind a step
+LIMITS = {
+    "global norm of the gradients": ({"max_norm": 0.3}, lambda ps: nn.utils.clip_grad_norm_(ps, 0.3), None),
+    "range of the weights": ({"weight_range": (-0.2, 0.2)}, None, clamp),
+    "norm of each tensor": ({"max_weight_norm": 0.6}, None, into_a_ball),
+    "norm of each row": ({"max_weight_norm": 0.3, "weight_norm_axis": 0}, None, rows_into_balls),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(backend, name):
+    options, before, behind = LIMITS[name]
+    run = Run(backend, *hidden())
+    target = random(7, (BATCH, 3))
+    run.train(
+        Adam(list(run.parameters.values()), lr=0.01, **options),
+        torch.optim.Adam(run.their_parameters.values(), lr=0.01),
+        lambda step: (random(100 + step, (BATCH, 5)), target), mean_square(), before=before, behind=behind,
+    )  # fmt: skip
+
+
+def test_accumulation(backend):
+    run = Run(backend, *hidden())
+    target = random(7, (BATCH, 3))
+    run.train(
+        Adam(list(run.parameters.values()), lr=0.01, max_norm=0.3),
+        torch.optim.Adam(run.their_parameters.values(), lr=0.01),
+        lambda step: (random(100 + step, (BATCH, 5)), target), mean_square(), parts=3,
+        before=lambda ps: nn.utils.clip_grad_norm_(ps, 0.3),
     )  # fmt: skip
 
 
