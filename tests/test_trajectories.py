@@ -58,6 +58,33 @@ class Skip(nn.Module):
         return x + self.layer(self.norm(x))
 
 
+class NormalizedLSTM(nn.Module):
+    """An LSTM with layer normalisation, with the names of layers.LayerNormLSTM."""
+
+    def __init__(self, inputs, hidden):
+        super().__init__()
+        shapes = {"weight_ih": (4 * hidden, inputs), "weight_hh": (4 * hidden, hidden)}
+        shapes |= {f"{what}_{of}": (size,) for what in ("gain", "bias")
+                   for of, size in (("ih", 4 * hidden), ("hh", 4 * hidden), ("c", hidden))}  # fmt: skip
+        for name, shape in shapes.items():
+            self.register_parameter(f"{name}_l0", nn.Parameter(torch.zeros(shape)))
+
+    def normed(self, a, of):
+        gain, bias = self.get_parameter(f"gain_{of}_l0"), self.get_parameter(f"bias_{of}_l0")
+        return functional.layer_norm(a, a.shape[-1:], gain, bias)
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[1], self.weight_hh_l0.shape[1])
+        ys = []
+        for x_t in x:
+            sums = self.normed(x_t @ self.weight_ih_l0.T, "ih") + self.normed(h @ self.weight_hh_l0.T, "hh")
+            i, f, g, o = sums.chunk(4, dim=1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * self.normed(c, "c").tanh()
+            ys.append(h)
+        return torch.stack(ys)
+
+
 class Run:
     """A model and its twin in torch, from the same weights."""
 
@@ -183,6 +210,10 @@ LAYERS = {
     "GRU": lambda: (
         [layers.Embedding(7, 4, rng=3, **WIDE), layers.GRU(4, 5, rng=1, **WIDE), Linear(5, 3, rng=2, **WIDE)],
         [nn.Embedding(7, 4), nn.GRU(4, 5), nn.Linear(5, 3)], words(4, BATCH),
+    ),
+    "LayerNormLSTM": lambda: (
+        [layers.LayerNormLSTM(4, 5, rng=1, **WIDE), Linear(5, 3, rng=2, **WIDE)],
+        [NormalizedLSTM(4, 5), nn.Linear(5, 3)], rows(4, BATCH, 4),
     ),
     "BatchNorm": lambda: (
         [Linear(4, 8, bias=False, rng=1, **WIDE), layers.BatchNorm(8, **WIDE), Activation("silu"),
