@@ -365,15 +365,12 @@ def activation_backward(
         streams.run_single(_backward(kind, x.dtype, len(params), streaming), (dy, x, out), params)
         return
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
-    run_rows(kernel, dy, x, out, bias_grad, np.array(params, np.float64))
-
-
-_NO_RECORDS = np.empty(0)
+    run_rows(kernel, dy, x, out, bias_grad, params)
 
 
 def run_rows(
-    kernel: runtime.Kernel, dy: np.ndarray, x: np.ndarray, out: np.ndarray, bias_grad: np.ndarray, numbers: np.ndarray,
-    record: np.ndarray | None = None,
+    kernel: runtime.Kernel, dy: np.ndarray, x: np.ndarray, out: np.ndarray, bias_grad: np.ndarray,
+    numbers: tuple[float, ...], record: np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """Run a `rows_kernel` on matrices of rows of bias_grad's size; each block has a copy of `record` to write to."""
     columns = bias_grad.size
@@ -383,16 +380,13 @@ def run_rows(
         return
     blocks = -(-rows // ROWS)
     sums = empty((blocks, columns + CACHE_LINE // x.itemsize), x.dtype)
-    sums_at = runtime.address(sums)
-    records = _NO_RECORDS if record is None else np.tile(record, (blocks, 1))
-    arrays = map(runtime.handle, (dy, x, out, sums))
-    pointers = runtime.table(
-        *arrays, rows, columns, *map(runtime.address, (numbers, records)), records.nbytes // blocks
-    )  # fmt: skip
-    launch = kernel, blocks, pointers, x.size > streams.PARALLEL_SIZE, 4
+    records = None if record is None else np.tile(record, (blocks, 1))
+    stride = 0 if records is None else records.nbytes // blocks
+    pointers = dy, x, out, sums, rows, columns, numbers, records, stride
+    launch = kernel, blocks, pointers, x.size > streams.PARALLEL_SIZE
     if columns > 1:
         stride = sums.shape[1] * x.itemsize
-        runtime.run_in_turn(launch, adding_rows(sums_at, x.dtype, stride, blocks, columns, bias_grad))
+        runtime.run_in_turn(launch, adding_rows(sums, stride, blocks, columns, bias_grad))
     else:
         runtime.run(*launch)
         add_column(sums[:, :1], bias_grad)

@@ -97,4 +97,4 @@ def activation_dropout_backward(
     record[:3] = *np.array([seed, offset], np.uint64).view(np.int64), threshold
     streaming = may_stream(out, [dy, x]) and bias_grad.nbytes % CACHE_LINE == 0
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
-    run_rows(kernel, dy, x, out, bias_grad, np.array([scale, *params]), record)
+    run_rows(kernel, dy, x, out, bias_grad, (scale, *params), record)

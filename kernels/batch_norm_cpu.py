@@ -234,7 +234,7 @@ def _backward(dtype: np.dtype, training: bool) -> Any:
 class _Shape:
     """x (outer, C, inner) as a matrix, of which a column is a channel if `across`; and the memory for its sums."""
 
-    __slots__ = ("across", "apart", "columns", "dtype", "memory", "parallel", "rows", "sums", "terms")
+    __slots__ = ("across", "apart", "columns", "dtype", "parallel", "rows", "sums", "terms")
 
     def __init__(self, x: np.ndarray):
         outer, count, inner = x.shape
@@ -243,25 +243,22 @@ class _Shape:
         # Rows of sums, and bytes from a first term to its second.
         self.terms = -(-outer // ROWS) if self.across else outer
         self.apart = 8 * (count if self.across else outer * count)
-        self.memory = np.empty(2 * self.terms * count)
-        self.sums = runtime.address(self.memory)
+        self.sums = np.empty(2 * self.terms * count)
 
     def summing(self, dy: np.ndarray, x: np.ndarray, shift: np.ndarray, backward: bool) -> runtime.Launch:
         each = ROWS if self.across else max(1, BLOCK // self.columns)
-        arrays = map(runtime.handle, (dy, x, shift))
-        pointers = runtime.table(*arrays, self.sums, self.rows, self.columns, each, x.shape[1])
-        return _sums(self.dtype, backward, self.across), -(-self.rows // each), pointers, self.parallel, 3
+        pointers = dy, x, shift, self.sums, self.rows, self.columns, each, x.shape[1]
+        return _sums(self.dtype, backward, self.across), -(-self.rows // each), pointers, self.parallel
 
-    def added(self, count: int) -> tuple[int, ...]:
+    def added(self, count: int) -> tuple[Any, ...]:
         """Return what the kernels of the channels are told of the sums."""
         return self.sums, self.apart, 8 * count * (2 if self.across else 1), self.terms, count
 
     def writing(self, dy: np.ndarray, x: np.ndarray, by: np.ndarray, out: np.ndarray, slope: bool) -> runtime.Launch:
         each = max(1, BLOCK // self.columns)
-        arrays = map(runtime.handle, (dy, x, out, by))
-        pointers = runtime.table(*arrays, self.rows, self.columns, each, x.shape[1])
+        pointers = dy, x, out, by, self.rows, self.columns, each, x.shape[1]
         kernel = _apply(self.dtype, slope, self.across, may_stream(out, [dy, x]))
-        return kernel, -(-self.rows // each), pointers, self.parallel, 4
+        return kernel, -(-self.rows // each), pointers, self.parallel
 
 
 def batch_norm(
@@ -277,11 +274,10 @@ def batch_norm(
         shift = x if shape.across else x[0, :, 0].copy()  # of all axes but the last, only the first row is read
         launches.append(shape.summing(x, x, shift, False))
     statistics, coefficients = np.empty((2, channels)), np.empty((4, channels), x.dtype)
-    kept = running or (weight, weight)  # the latter are not looked at
-    arrays = map(runtime.handle, (shift, *kept, weight, bias, statistics, coefficients))
-    numbers = max(count, 1), count / (count - 1) if training else 1.0, momentum, 1 - momentum, eps
-    pointers = runtime.table(*arrays, *shape.added(channels), *map(runtime.bits, numbers))
-    launches.append((_forward(x.dtype, training, running is not None), 1, pointers, False, 7))
+    numbers = float(max(count, 1)), count / (count - 1) if training else 1.0, momentum, 1 - momentum, eps
+    arrays = shift, *(running or (None, None)), weight, bias, statistics, coefficients
+    pointers = *arrays, *shape.added(channels), *numbers
+    launches.append((_forward(x.dtype, training, running is not None), 1, pointers, False))
     if x.size:
         launches.append(shape.writing(x, x, coefficients, y, False))
     runtime.run_in_turn(*launches)
@@ -296,12 +292,11 @@ def batch_norm_backward(
     """Write dx (outer, C, inner), may be dy, dweight and dbias (C,)."""
     shape, channels = _Shape(x), x.shape[1]
     coefficients = np.empty((4, channels), x.dtype)
-    arrays = map(runtime.handle, (weight, mean, rstd, dweight, dbias, coefficients))
-    share = runtime.bits(-1.0 / max(x.shape[0] * x.shape[2], 1))
-    pointers = runtime.table(*arrays, *shape.added(channels), share)
-    by_channel = _backward(x.dtype, training), 1, pointers, False, 6
+    share = -1.0 / max(x.shape[0] * x.shape[2], 1)
+    pointers = weight, mean, rstd, dweight, dbias, coefficients, *shape.added(channels), share
+    by_channel = _backward(x.dtype, training), 1, pointers, False
     if not x.size:
-        shape.memory.fill(0)
+        shape.sums.fill(0)
         runtime.run_in_turn(by_channel)
         return
     source = x if training else dy

@@ -131,14 +131,14 @@ def cross_entropy(
     counted = rows if ignored is None else _counter()(runtime.address(targets), rows, ignored)
     results = np.empty((2, rows))
     sums = results[0]
-    sums_at = runtime.address(results)
-    pointers = runtime.table(
-        *map(runtime.handle, (logits, targets, dlogits)), rows, classes, sums_at, counted,
-        ignored is not None, ignored or 0, runtime.bits(1 - smoothing), runtime.bits(smoothing / classes),
+    pointers = (
+        logits, targets, dlogits, rows, classes, results, counted, ignored is not None, ignored, 1 - smoothing,
+        smoothing / classes,
     )  # fmt: skip
     kernel = _softmax_rows(logits.dtype, smoothing != 0)
-    runtime.run(kernel, -(-rows // ROWS), pointers, logits.size > PARALLEL_SIZE // 4, 3)
+    runtime.run(kernel, -(-rows // ROWS), pointers, logits.size > PARALLEL_SIZE // 4)
     if not counted:
         return math.nan
     np.log(sums, out=sums)  # of 1 or more, or NaN: nothing to warn of
+    sums_at = runtime.address(results)
     return _summer()(sums_at, sums_at + rows * 8, rows) / counted

@@ -129,12 +129,9 @@ def run_flat(
     offset: int, params: Sequence[float], out: np.ndarray,
 ) -> None:  # fmt: skip
     """Run a `flat_kernel`, which `kernel` returns for `streaming`; all arrays (n,), out may be one of the others."""
-    numbers = runtime.doubles(scale, *params)
-    signed = (word - (word >> 63 << 64) for word in (seed, offset))
-    arrays = map(runtime.handle, (dy, x, out))
-    pointers = runtime.table(*arrays, x.size, *signed, threshold, runtime.address_of(numbers))
+    pointers = dy, x, out, x.size, seed, offset, threshold, (scale, *params)
     streaming = may_stream(out, [dy, x]) and runtime.address(out) % CACHE_LINE == 0
-    runtime.run(kernel(streaming), -(-x.size // BLOCK), pointers, x.size > PARALLEL_SIZE, 3)
+    runtime.run(kernel(streaming), -(-x.size // BLOCK), pointers, x.size > PARALLEL_SIZE)
 
 
 @runtime.kernel

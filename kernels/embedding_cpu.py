@@ -44,7 +44,6 @@ def backward(dy: np.ndarray, indices: np.ndarray, dweight: np.ndarray) -> None:
     """Write (not add) the sum of dy over the uses of each row into dweight (V, E); rows not used get 0."""
     dweight[...] = 0
     columns = dweight.shape[1]
-    arrays = map(runtime.handle, (dy, indices, dweight))
-    pointers = runtime.table(*arrays, indices.size, columns)
+    pointers = dy, indices, dweight, indices.size, columns
     blocks = -(-columns * dy.itemsize // STREAM_BYTES) if indices.size else 0
-    runtime.run(_scatter_add(dy.dtype), blocks, pointers, dy.size > PARALLEL_SIZE, 3)
+    runtime.run(_scatter_add(dy.dtype), blocks, pointers, dy.size > PARALLEL_SIZE)

@@ -612,13 +612,12 @@ def forward(
     packed_rz, packed_n = (pack(queue, part.T) for part in (weight_hh[: 2 * hidden], weight_hh[2 * hidden :]))
     tasks = tasks_for(batch)
     table = None if noise is None else Table(noise, h, tasks)
-    pointers = runtime.table(
-        steps, batch, hidden, *map(runtime.address, (gates, inner, h, packed_rz, packed_n, inner_bias)),
-        0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
+    pointers = (
+        steps, batch, hidden, gates, inner, h, packed_rz, packed_n, inner_bias, lengths, y, reverse, tasks,
         0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        queue.launches.append((_forward(dtype, reset_after, table is not None), tasks, pointers, True, 0))
+        queue.launches.append((_forward(dtype, reset_after, table is not None), tasks, pointers, True))
     queue.run()
     saved = Saved(
         x, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None,
@@ -648,14 +647,12 @@ def backward(
     tasks = tasks_for(batch)
     plain = noise is None and state_grad_clip is None
     table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-    pointers = runtime.table(
-        steps, batch, hidden, *map(runtime.address, (saved.gates, saved.inner, saved.h)),
-        0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dgates, dinner, packed_rz, packed_n)),
-        0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(nothing),
-        saved.reverse, tasks, 0 if table is None else table.address,
+    pointers = (
+        steps, batch, hidden, saved.gates, saved.inner, saved.h, dy, dh, dgates, dinner, packed_rz, packed_n,
+        saved.lengths, nothing, saved.reverse, tasks, 0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True, 0))
+        queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True))
     flat = dgates.reshape(steps * batch, 3 * hidden)
     dx = empty(x.shape, dtype)
     product(queue, flat, saved.weight_ih, dx.reshape(steps * batch, inputs))

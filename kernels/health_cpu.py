@@ -19,8 +19,8 @@ import numpy as np
 from numba import types
 
 from . import runtime
+from .memory import peek, peek_double, poke_double
 from .norm_cpu import SAFE_SQUARES, UNSAFE, sum_blocks, tensor_norms
-from .runtime import peek, peek_double, poke_double
 from .simd import Machine, Value, traced
 from .streams import BLOCK, table_of, tensor_of_block
 
@@ -147,7 +147,7 @@ def health(arrays: Sequence[np.ndarray]) -> np.ndarray:
     tensors, dtype = table.tensors, table.dtype
     results = np.empty(6 * table.blocks)
     written = runtime.address(results)
-    table.launch(_examine(dtype), written, 0, stream)
+    table.launch(_examine(dtype), results, None, stream)
     # The blocks of each tensor are combined in order; empty tensors have none.
     found = np.empty((6, tensors))
     if _folder()(written, table.starts_at, tensors, dtype == np.float64, runtime.address(found)):

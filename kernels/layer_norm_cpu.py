@@ -183,10 +183,9 @@ def layer_norm(
     if x.size == 0:
         return
     each = max(1, BLOCK // columns)
-    arrays = map(runtime.handle, (x, y, weight, bias, mean, rstd))
-    pointers = runtime.table(*arrays, rows, columns, each, runtime.bits(eps))
+    pointers = x, y, weight, bias, mean, rstd, rows, columns, each, eps
     kernel = _forward(x.dtype, may_stream(y, [x]))
-    runtime.run(kernel, -(-rows // each), pointers, x.size > PARALLEL_SIZE // 4, 6)
+    runtime.run(kernel, -(-rows // each), pointers, x.size > PARALLEL_SIZE // 4)
 
 
 def layer_norm_backward(
@@ -207,10 +206,8 @@ def layer_norm_backward(
     each = min(MOST_ROWS, -(-rows // BLOCKS))
     blocks = -(-rows // each)
     sums = empty(blocks * 2 * columns, x.dtype)
-    sums_at = runtime.address(sums)
-    arrays = map(runtime.handle, (dy, x, weight, mean, rstd, dx))
-    pointers = runtime.table(*arrays, rows, columns, each, sums_at)
+    pointers = dy, x, weight, mean, rstd, dx, rows, columns, each, sums
     runtime.run_in_turn(
-        (_backward(x.dtype, may_stream(dx, [dy, x])), blocks, pointers, x.size > PARALLEL_SIZE // 4, 6),
-        adding_rows(sums_at, x.dtype, 2 * columns * x.itemsize, blocks, columns, dweight, dbias),
+        (_backward(x.dtype, may_stream(dx, [dy, x])), blocks, pointers, x.size > PARALLEL_SIZE // 4),
+        adding_rows(sums, 2 * columns * x.itemsize, blocks, columns, dweight, dbias),
     )

@@ -60,15 +60,13 @@ def column_sums(queue: runtime.Queue, matrix: np.ndarray, out: np.ndarray) -> No
         return
     blocks, dtype = -(-rows // ROWS), matrix.dtype
     sums = empty((blocks, columns), dtype)
-    sums_at, stride = runtime.address(sums), columns * dtype.itemsize
-    pointers = runtime.table(runtime.handle(matrix), rows, columns, matrix.strides[0], sums_at)
-    queue.launches.append((_sum_rows(dtype), blocks, pointers, matrix.size > PARALLEL_SIZE, 1))
-    queue.kept += matrix, sums, out
+    pointers = matrix, rows, columns, matrix.strides[0], sums
+    queue.launches.append((_sum_rows(dtype), blocks, pointers, matrix.size > PARALLEL_SIZE))
     if columns == 1 and blocks >= 8:
         queue.run()
         add_column(sums, out)
     else:
-        queue.launches.append(adding_rows(sums_at, dtype, stride, blocks, columns, out))
+        queue.launches.append(adding_rows(sums, columns * dtype.itemsize, blocks, columns, out))
 
 
 def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:

@@ -12,29 +12,17 @@ examines the lists in Python. `all_within` does the same for integers, such as c
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import itertools
-import sys
-import sysconfig
 
 import numba
 import numpy as np
 from numba import types
 
 from . import runtime
-from .runtime import peek, poke
+from .memory import peek, poke
+from .objects import DATA, DESCR, FLAGS, INT32, ITEMS, KIND, KIND_BITS, NDIM, SHAPE, TYPE, kind_of, readable
 from .streams import BLOCK, Held, Row, Table
 
-# Offsets in bytes. Those behind the header are of PyArrayObject_fields and PyArray_Descr in ndarraytypes.h.
-HEADER = object.__basicsize__
-TYPE = HEADER - 8  # ob_type
-DATA, NDIM, SHAPE, DESCR, FLAGS = HEADER, HEADER + 8, HEADER + 16, HEADER + 40, HEADER + 48
-ITEMS = HEADER + 8  # ob_item of a list
-KIND = HEADER + 8  # of a dtype: kind, type, byteorder, a byte of flags, type_num
-
-INT32 = 0xFFFFFFFF
-KIND_BITS = ~(0xFF << 24)  # all of KIND but the flags
 READ, WRITE = 0x1 | 0x100, 0x400  # NPY_ARRAY_C_CONTIGUOUS and ALIGNED; WRITEABLE
 
 # Lists of one layout may take turns: the gradients of two models, or of a loop that gets new arrays in each step. A
@@ -196,53 +184,7 @@ def all_within(numbers: np.ndarray, low: int, high: int, other: int) -> bool:
 _reader = runtime.compiled(_read_lists, nogil=False, returns=types.int64)
 
 
-def _number(address: int) -> int:
-    return ctypes.c_ssize_t.from_address(address).value
-
-
-def _kind(dtype: np.dtype) -> int:
-    return _number(id(dtype) + KIND) & KIND_BITS
-
-
-_FLOATS = {_kind(dtype): dtype for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
-
-
-@functools.cache
-def readable() -> bool:
-    """Say whether objects of this interpreter and this NumPy look as the compiled check expects, by trying some."""
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return False
-
-    number = _number
-    frozen = np.zeros((2, 3), np.float32)
-    frozen.flags.writeable = False
-    probes: list[np.ndarray] = [
-        np.zeros(3),
-        np.zeros(()),
-        np.zeros((0, 4)),
-        np.zeros((5, 2), np.float32),
-        frozen,
-        frozen[1:, ::2],
-    ]
-    items = number(id(probes) + ITEMS)
-    for k, probe in enumerate(probes):
-        here = number(items + 8 * k)
-        if here != id(probe) or number(here + TYPE) != id(np.ndarray) or number(here + DESCR) != id(probe.dtype):
-            return False
-        seen = (number(here + DATA), number(here + NDIM) & INT32, number(here + FLAGS) & INT32)
-        if seen != (probe.__array_interface__["data"][0], probe.ndim, probe.flags.num):
-            return False
-        shape = number(here + SHAPE)
-        if tuple(number(shape + 8 * axis) for axis in range(probe.ndim)) != probe.shape:
-            return False
-    f4, f8 = np.dtype("f4"), np.dtype("f8")
-    others: list[np.dtype] = [
-        f8,
-        f4.newbyteorder(),
-        f8.newbyteorder(),
-        *(np.dtype(name) for name in ("f2", "i4", "i8", "c8", "U1")),
-    ]
-    return _kind(np.dtype("f4", copy=True)) == _kind(f4) and all(_kind(other) != _kind(f4) for other in others)
+_FLOATS = {kind_of(dtype): dtype for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
 class PlannedTable(Table):

@@ -485,13 +485,11 @@ def forward(
     packed = pack(queue, weight_hh.T)
     tasks = tasks_for(batch)
     table = None if noise is None else Table(noise, h, tasks)
-    pointers = runtime.table(
-        steps, batch, hidden, *map(runtime.address, (gates, h, c, packed)),
-        0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks,
-        0 if table is None else table.address,
+    pointers = (
+        steps, batch, hidden, gates, h, c, packed, lengths, y, reverse, tasks, 0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True, 0))
+        queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True))
     queue.run()
     final = 0 if reverse else steps
     saved = Saved(x, weight_ih, weight_hh, bool(biases), lengths, reverse, gates, h, c, noise)
@@ -523,14 +521,12 @@ def backward(
     tasks = tasks_for(batch)
     plain = noise is None and state_grad_clip is None
     table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-    pointers = runtime.table(
-        steps, batch, hidden, runtime.address(gates), runtime.address(saved.c),
-        0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dc, dgates, packed)),
-        0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(nothing),
-        saved.reverse, tasks, 0 if table is None else table.address,
+    pointers = (
+        steps, batch, hidden, gates, saved.c, dy, dh, dc, dgates, packed, saved.lengths, nothing, saved.reverse, tasks,
+        0 if table is None else table.address,
     )  # fmt: skip
     if hidden:
-        queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True, 0))
+        queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True))
     flat = dgates.reshape(steps * batch, 4 * hidden)
     dx = empty(x.shape, dtype)
     product(queue, flat, saved.weight_ih, dx.reshape(steps * batch, inputs))

@@ -230,9 +230,8 @@ def pack(queue: runtime.Queue, b: np.ndarray) -> np.ndarray:
     if transposed and rows != dtype.itemsize and k > 1:
         b, transposed = np.ascontiguousarray(b), False
         rows = b.strides[0]
-    pointers = runtime.table(runtime.handle(b), runtime.handle(packed), columns if transposed else rows, k, n)
-    queue.launches.append((_pack(dtype, transposed), panels, pointers, k * n > 16384, 2))
-    queue.kept += b, packed
+    pointers = b, packed, columns if transposed else rows, k, n
+    queue.launches.append((_pack(dtype, transposed), panels, pointers, k * n > 16384))
     return packed
 
 
@@ -330,9 +329,6 @@ def _product(dtype: np.dtype, packed: bool) -> Any:
     return product
 
 
-_NO_SCRATCH = np.empty(0, np.uint8)
-
-
 @functools.lru_cache(maxsize=64)
 def zeros(n: int, dtype: np.dtype) -> np.ndarray:
     return np.zeros(n, dtype)
@@ -379,7 +375,7 @@ def product(
     transposed = a.strides[1] != a.itemsize and k > 1
     if transposed and a.strides[0] != a.itemsize and rows > 1:
         a, transposed = np.ascontiguousarray(a), False
-    operands: list[int] = []
+    operands: list[Any] = []
     columns = 0
     for right, target in zip(bs, outs, strict=True):
         n = target.shape[1]
@@ -388,9 +384,7 @@ def product(
         packed_b = pack(queue, right)
         start = target if accumulate else zeros(n, dtype) if bias is None else bias
         strides = (target.strides[0], target.strides[0] if accumulate else 0)
-        places = map(runtime.address, (packed_b, target, start))
-        operands += [entry for pair in zip(places, (n, *strides), strict=True) for entry in pair]
-        queue.kept += target, start
+        operands += packed_b, n, target, strides[0], start, strides[1]
         columns += n
     if not operands:
         return
@@ -407,11 +401,10 @@ def product(
     elif a.strides[0] % CROWDED_STRIDE == 0 and rows > ROWS and columns > COPY_PANELS * panel_columns(dtype):
         scratch_bytes = block_rows * _copy_stride(dtype)
     scratch_bytes = -(-scratch_bytes // 4096) * 4096  # no two threads in one page
-    scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8) if scratch_bytes else _NO_SCRATCH
-    queue.kept += a, scratch
-    pointers = runtime.table(
-        runtime.handle(a), runtime.handle(scratch), a.strides[1] if transposed else a.strides[0], rows, k, block_rows,
-        row_blocks, ranges, scratch_bytes, len(operands) // 6, *operands,
+    scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8) if scratch_bytes else None
+    pointers = (
+        a, scratch, a.strides[1] if transposed else a.strides[0], rows, k, block_rows, row_blocks, ranges,
+        scratch_bytes, len(operands) // 6, *operands,
     )  # fmt: skip
     parallel = rows * columns * k > 2**17
-    queue.launches.append((_product(dtype, transposed), row_blocks * ranges, pointers, parallel, 2))
+    queue.launches.append((_product(dtype, transposed), row_blocks * ranges, pointers, parallel))

@@ -64,7 +64,6 @@ def mean_loss(
     blocks = -(-n // BLOCK)
     memory = np.empty(blocks)
     sums = runtime.address(memory)
-    arrays = map(runtime.handle, (pred, target, dpred))
-    pointers = runtime.table(*arrays, sums, n, runtime.bits(numerator / n))
-    runtime.run(kernel, blocks, pointers, n > PARALLEL_SIZE, 3)
+    pointers = pred, target, dpred, memory, n, numerator / n
+    runtime.run(kernel, blocks, pointers, n > PARALLEL_SIZE)
     return total(sums, blocks) / n

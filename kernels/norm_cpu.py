@@ -21,7 +21,8 @@ import numpy as np
 from numba import types
 
 from . import runtime
-from .runtime import peek, peek_double, poke_double
+from .memory import peek, peek_double, poke_double
+from .objects import lay, release_lock, scratch, take_lock
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, Table, table_of, tensor_of_block
 from .sums import pairwise
@@ -168,23 +169,30 @@ def clip_coefficient(norm, limit):
     return 1.0 if coefficient >= 1.0 else coefficient  # NaN falls through
 
 
-def _norm_and_step(task, flush):
-    # task: the pointers of the norm and of the step, six each, and what else _clip_in_one puts there
-    step_pointers, blocks, scratch, scalars = task + 48, peek(task, 14), peek(task, 15), peek(task, 10)
-    tensors = peek(task, 1)
+def _norm_and_step(task, kinds, flush):
+    # task: a tuple as of _clip_in_one. The norm, or UNSAFE and nothing changed.
+    table = scratch()
+    if not lay(task, kinds, table):
+        return UNSAFE
+    thread = release_lock()
+    of_norm, of_step, blocks, memory = peek(table, 0), peek(table, 1), peek(table, 4), peek(table, 5)
+    tensors = peek(of_norm, 1)
     for block in range(blocks):
-        runtime.run_block(peek(task, 12), block, task, flush)
-    norm = _fold_squares(peek(task, 4), peek(task, 2), tensors, peek(task, 16), scratch + 8 * tensors, scratch)
+        runtime.run_block(peek(table, 2), block, of_norm, flush)
+    norms = memory + 8 * (blocks + tensors)
+    norm = _fold_squares(memory, peek(of_norm, 2), tensors, peek(table, 6), norms, memory + 8 * blocks)
     if norm != UNSAFE:
+        scalars = peek(of_step, 4)
         scale = peek_double(scalars, 0)
         norm *= abs(scale)
-        poke_double(scalars, 0, clip_coefficient(norm, runtime.as_double(peek(task, 17))) * scale)
+        poke_double(scalars, 0, clip_coefficient(norm, runtime.as_double(peek(table, 7))) * scale)
         for block in range(blocks):
-            runtime.run_block(peek(task, 13), block, step_pointers, flush)
+            runtime.run_block(peek(table, 3), block, of_step, flush)
+    take_lock(thread)
     return norm
 
 
-_norm_and_stepper = runtime.compiled(_norm_and_step, returns=types.float64)
+_norm_and_stepper = runtime.compiled(_norm_and_step, nogil=False, returns=types.float64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -211,9 +219,9 @@ def _all_together(
     """The same, into `result` (tensors,); return the reduction of that."""
     tensors = table.tensors
     partial = np.empty(table.blocks)
-    here = runtime.address(partial)
-    table.launch(kernel(table.dtype), here, runtime.address(_ones(tensors) if factors is None else factors), stream)
-    return _blocks_folder()(here, table.starts_at, tensors, kernel is _max_abs, runtime.address(result))
+    table.launch(kernel(table.dtype), partial, _ones(tensors) if factors is None else factors, stream)
+    values, found = runtime.address(partial), runtime.address(result)
+    return _blocks_folder()(values, table.starts_at, tensors, kernel is _max_abs, found)
 
 
 def _of_squares(table: Table, stream: int, norms: int) -> float:
@@ -223,7 +231,7 @@ def _of_squares(table: Table, stream: int, norms: int) -> float:
     memory = np.empty(table.blocks + 2 * tensors)
     partial = runtime.address(memory)
     scratch = partial + 8 * table.blocks
-    table.launch(_sum_squares(dtype), partial, runtime.address(_ones(tensors)) if double else 0, stream)
+    table.launch(_sum_squares(dtype), memory, _ones(tensors) if double else None, stream)
     return _squares_folder()(partial, table.starts_at, tensors, double, norms or scratch + 8 * tensors, scratch)
 
 
@@ -306,10 +314,7 @@ def _clip_in_one(table: Table, stream: int, kernel: runtime.Kernel, scalars: Seq
     tensors, blocks, dtype = table.tensors, table.blocks, table.dtype
     double = dtype == np.float64
     memory = np.empty(blocks + 2 * tensors)
-    partial, numbers = runtime.address(memory), runtime.doubles(*scalars)
-    task = runtime.table(
-        *table.pointers(partial, runtime.address(_ones(tensors)) if double else 0, stream + 1),
-        *table.pointers(runtime.address_of(numbers), 0, stream),
-        _sum_squares(dtype).address, kernel.address, blocks, partial + 8 * blocks, double, runtime.bits(max_norm),
-    )  # fmt: skip
-    return _norm_and_stepper()(runtime.address_of(task), runtime.flushing())
+    of_norm = table.pointers(memory, _ones(tensors) if double else None, stream + 1)
+    of_step = table.pointers(tuple(scalars), None, stream)
+    task = of_norm, of_step, _sum_squares(dtype), kernel, blocks, memory, double, max_norm
+    return runtime.call_with(_norm_and_stepper(), task, UNSAFE)

@@ -15,7 +15,6 @@ from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE
 
 ROWS = 64  # rows of channels in one block
-_DOUBLE, _NONE = np.dtype(np.float64), np.empty(0)
 
 
 def _forward(m: Machine, x: Value, w: Value) -> Value:
@@ -120,17 +119,16 @@ def _launch(
         if dweight is not None:
             dweight[...] = 0
         return
-    arrays = map(runtime.handle, (dy, x, out, weight))
+    arrays = dy, x, out, weight
+    launch: runtime.Launch
     across, chunks = inner == 1, -(-inner // BLOCK)
     blocks = -(-outer // ROWS) if across else outer * channels * chunks
-    sums = np.empty(blocks * channels if across else blocks) if backward else _NONE
-    sums_at = runtime.address(sums)
+    sums = np.empty((blocks * channels if across else blocks) if backward else 0)
+    parallel = x.size > PARALLEL_SIZE
     if across:
-        pointers = runtime.table(*arrays, outer, channels, sums_at)
-        launch = _across(x.dtype, backward), blocks, pointers, x.size > PARALLEL_SIZE, 4
+        launch = _across(x.dtype, backward), blocks, (*arrays, outer, channels, sums), parallel
     else:
-        pointers = runtime.table(*arrays, inner, channels, sums_at, chunks)
-        launch = _along(x.dtype, backward), blocks, pointers, x.size > PARALLEL_SIZE, 4
+        launch = _along(x.dtype, backward), blocks, (*arrays, inner, channels, sums, chunks), parallel
     if dweight is None:
         runtime.run(*launch)
     elif chunks > 1 and (channels > 1 or blocks >= 8):  # summed in NumPy's order
@@ -139,7 +137,7 @@ def _launch(
             dweight[...] = sums.reshape(-1, channels, chunks).sum(axis=2).sum(axis=0)
     else:
         rows = blocks if across or channels == 1 else outer
-        runtime.run_in_turn(launch, adding_rows(sums_at, _DOUBLE, channels * 8, rows, channels, dweight))
+        runtime.run_in_turn(launch, adding_rows(sums, channels * 8, rows, channels, dweight))
 
 
 def prelu(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:

@@ -53,19 +53,18 @@ def _add_rows(dtype: np.dtype, of_doubles: bool) -> Any:
 
 
 def adding_rows(
-    sums: int, dtype: np.dtype, stride: int, rows: int, columns: int, out: np.ndarray, other: np.ndarray | None = None
+    sums: np.ndarray, stride: int, rows: int, columns: int, out: np.ndarray, other: np.ndarray | None = None
 ) -> runtime.Launch:
     """Return what writes the sum over the rows of a matrix, taken in double, into `out` and `other`, (columns,) each.
 
-    sums : address of the matrix, (rows, columns) for each of the two, with this many bytes from row to row
+    sums : memory of the matrix, (rows, columns) for each of the two, with this many bytes from row to row
 
     NumPy's order is another one where there is a single column, of 8 rows or more: see `add_column`.
     """
     strips = -(-columns // STRIP)
     outs = 1 if other is None else 2
-    second = out if other is None else other
-    pointers = runtime.table(runtime.handle(out), runtime.handle(second), sums, stride, rows, columns, strips)
-    return _add_rows(out.dtype, dtype == np.float64), strips * outs, pointers, rows * columns * outs > PARALLEL_SIZE, 2
+    kernel, parallel = _add_rows(out.dtype, sums.dtype == np.float64), rows * columns * outs > PARALLEL_SIZE
+    return kernel, strips * outs, (out, other, sums, stride, rows, columns, strips), parallel
 
 
 def add_column(column: np.ndarray, out: np.ndarray) -> None:

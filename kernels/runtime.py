@@ -16,14 +16,12 @@ process compiles anew. Code is loaded from nothing that other users could have w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
 import pickle
 import shutil
 import stat
-import struct
 import sys
 import tempfile
 import threading
@@ -46,6 +44,12 @@ from numba.extending import intrinsic
 from fastgrad._subnormals import get_subnormals
 
 from .fpcontrol import FLUSH, read_control, write_control
+from .memory import as_double as as_double
+from .memory import peek as peek
+from .memory import peek_double as peek_double
+from .memory import poke as poke
+from .memory import poke_double as poke_double
+from .objects import DATA, LENGTH, TABLE_NUMBERS, kinds_of, lay, number_at, readable, release_lock, scratch, take_lock
 
 # No fast-math flag anywhere: nnan and ninf would let the compiler assume away what this library must report, and
 # contraction is written out as fma where it is wanted (see simd.py).
@@ -67,62 +71,6 @@ def _call_kernel(typingctx, address, block, pointers):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def peek(typingctx, address, index):
-    """Return the int64 number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        return builder.load(builder.gep(table, [values[1]], source_etype=ir.IntType(64)), typ=ir.IntType(64))
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def poke(typingctx, address, index, value):
-    """Write int64 number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        builder.store(values[2], builder.gep(table, [values[1]], source_etype=ir.IntType(64)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def peek_double(typingctx, address, index):
-    """Return double number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        return builder.load(builder.gep(table, [values[1]], source_etype=ir.DoubleType()), typ=ir.DoubleType())
-
-    return types.float64(types.int64, types.int64), generate
-
-
-@intrinsic
-def poke_double(typingctx, address, index, value):
-    """Write double number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        builder.store(values[2], builder.gep(table, [values[1]], source_etype=ir.DoubleType()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.float64), generate
-
-
-@intrinsic
-def as_double(typingctx, entry):
-    """Return the double whose bits are an int64 number: what `bits` put into a table."""
-
-    def generate(context, builder, signature, values):
-        return builder.bitcast(values[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
 
 
 # --- compile cache
@@ -333,18 +281,22 @@ def unique_symbol(function: Callable[..., None], name: str) -> Callable[..., Non
     return function
 
 
-class Kernel:
+class Kernel(int):
     """A compiled kernel: the address of a C function (block, pointers). Create it with `kernel`."""
 
-    def __init__(self, function: Callable[..., None], name: str):
-        self.name = name
+    name: str
+    _compiled: CFunc  # owns the machine code
+
+    def __new__(cls, function: Callable[..., None], name: str) -> Kernel:
         unique_symbol(function, name)
         compiled = CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS))
         compiled._cache = cache = _Cache(name, function.__code__.co_filename)  # type: ignore[attr-defined]
         with _recorded(cache):
             compiled.compile()
-        self._compiled = compiled  # owns the machine code
-        self.address = int(compiled.address)  # type: ignore[arg-type]
+        self = super().__new__(cls, compiled.address)  # type: ignore[arg-type]
+        self.name = name
+        self._compiled = compiled
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,8 +362,6 @@ def _register(function: Define, values: dict[str, Sequence[Hashable]]) -> Callab
 
 # --- running
 
-_HEADER = object.__basicsize__  # in bytes; what follows it in an array is the pointer to its elements
-
 # OpenMP's threads spin for some milliseconds between launches, and that is left so. Told to sleep after 0.2 to 1 ms
 # (GOMP_SPINCOUNT), a step of the trainer took as long on a quiet machine and a fifth less beside a busy process; but
 # now and then the scheduler kept waking both threads on one core, where each launch waits for a whole spin.
@@ -432,23 +382,32 @@ def run_block(address, block, pointers, flush):
         write_control(before)
 
 
-@numba.njit(**INNER)
-def _find(pointers, arrays):
-    # handles of arrays -> their addresses
-    for k in range(arrays):
-        poke(pointers, k, peek(peek(pointers, k) + _HEADER, 0))
-
-
-def _run_parallel(address, blocks, pointers, flush, arrays):
-    _find(pointers, arrays)
+def _run_parallel(address, blocks, pointers, flush):
     for block in prange(blocks):
         run_block(address, block, pointers, flush)
 
 
-def _run_serial(address, blocks, pointers, flush, arrays):
-    _find(pointers, arrays)
-    for block in range(blocks):
-        run_block(address, block, pointers, flush)
+def _run_in_turn(launches, kinds, flush, table):
+    # launches: a tuple of (kernel, blocks, pointers, ...); or, without kinds, how many there are in a finished table
+    # table: where to lay the tables and run nothing, or 0
+    count = launches
+    if kinds != 0:
+        only_lay = table != 0
+        if not only_lay:
+            table = scratch()
+        if not lay(launches, kinds, table):
+            return False
+        if only_lay:
+            return True
+        count = peek(launches + LENGTH, 0)
+    thread = release_lock()
+    for k in range(count):
+        launch = peek(table, k)
+        kernel, pointers = peek(launch, 0), peek(launch, 2)
+        for block in range(peek(launch, 1)):
+            run_block(kernel, block, pointers, flush)
+    take_lock(thread)
+    return True
 
 
 def _compile(
@@ -459,7 +418,8 @@ def _compile(
     with _recorded(cache):
         dispatcher.compile(returns(*[types.int64] * function.__code__.co_argcount))
     dispatcher.disable_compile()
-    return dispatcher
+    (overload,) = dispatcher.overloads.values()
+    return overload.entry_point  # which the dispatcher would find after a look at the types, in 0.1 us of 0.25
 
 
 _helpers: list[Callable[[], Callable[..., Any]]] = []  # of the modules imported so far
@@ -478,9 +438,13 @@ def compiled(
     return get
 
 
+# With the lock at first, for the objects that it reads.
+_in_turn = compiled(_run_in_turn, nogil=False, returns=types.boolean)
+
+
 @functools.cache
-def _runner(parallel: bool) -> Callable[[int, int, int, int, int], None]:
-    return _compile(_run_parallel if parallel else _run_serial, parallel, nogil=True)
+def _parallel_runner() -> Callable[[int, int, int, int], None]:
+    return _compile(_run_parallel, parallel=True, nogil=True)
 
 
 _parallel_lock = threading.Lock()
@@ -489,7 +453,7 @@ _parallel_lock = threading.Lock()
 @functools.cache
 def threading_layer() -> str:
     """Return which of Numba's threading layers runs the threads: tbb, omp or workqueue."""
-    _runner(True)
+    _parallel_runner()
     return numba.threading_layer()
 
 
@@ -504,9 +468,8 @@ def prepare(parallel: bool = True) -> None:
 
     parallel : also the loop that starts the threads, where there is more than one
     """
-    _runner(False)
     if parallel and max_threads() > 1:
-        _runner(True)
+        _parallel_runner()
     for helper in _helpers:
         helper()
 
@@ -516,7 +479,7 @@ _pool_lost = False  # in the child of a fork, which has none of its parent's thr
 
 def _after_fork_in_child() -> None:
     global _pool_lost
-    _pool_lost = _runner.cache_info().currsize > 0
+    _pool_lost = _in_turn.cache_info().currsize > 0  # type: ignore[attr-defined]
 
 
 if hasattr(os, "register_at_fork"):
@@ -551,167 +514,128 @@ def flushing() -> bool:
     return get_subnormals() == "flush"
 
 
-def run(
-    kernel: Kernel, blocks: int, pointers: bytes | np.ndarray | int, parallel: bool = True, arrays: int = 0
-) -> None:
+Pointers = tuple[Any, ...] | np.ndarray
+Launch = tuple[Kernel, int, Pointers, bool]  # the arguments of `run`
+
+
+def run(kernel: Kernel, blocks: int, pointers: Pointers, parallel: bool = True) -> None:
     """Run `kernel` for every block in range(blocks).
 
-    pointers : a `table`, or (n,) int64, or the address of one: handed to each call as they are; what they point to must
-        stay alive until the return
+    pointers : what each call is given: a table int64 (n,); or a tuple, of which an array becomes the address of its
+        first element, an int itself, a float its bits, None 0, and a tuple the address of a table of its own. What
+        addresses in it point to must stay alive until the return.
     parallel : spread the blocks over the threads; otherwise run them here, one after the other
-    arrays : so many entries at the beginning are a `handle` each, in place of an address; the table serves once
     """
-    if blocks <= 0:
-        return
-    arrays = arrays if handle is id else 0
-    if isinstance(pointers, int):
-        at = pointers
-    else:
-        at = address_of(pointers) if isinstance(pointers, bytes) else address(pointers)
-    flush = flushing()
-    if not parallel or blocks == 1 or (threads := num_threads()) == 1:
-        _runner(False)(kernel.address, blocks, at, flush, arrays)
-        return
-    arguments = (kernel.address, blocks, at, flush, arrays)
-    if _needs_lock():
-        with _parallel_lock:
-            _run_threads(threads, *arguments)
-    else:
-        _run_threads(threads, *arguments)
-
-
-def _run_in_turn(launches, count, flush):
-    # launches: for each the kernel's address, how many blocks, the address of its table, how many arrays
-    for k in range(0, 4 * count, 4):
-        _find(peek(launches, k + 2), peek(launches, k + 3))
-        for block in range(peek(launches, k + 1)):
-            run_block(peek(launches, k), block, peek(launches, k + 2), flush)
-
-
-_in_turn = compiled(_run_in_turn)
-
-
-Launch = tuple[Kernel, int, bytes, bool, int]  # the arguments of `run`, with a `table`
+    run_in_turn((kernel, blocks, pointers, parallel))
 
 
 def run_in_turn(*launches: Launch) -> None:
     """Run launches one after the other: in one compiled call, where none of them is spread over threads.
 
-    A call takes 0.4 us, of the 3 or 4 of a small product or reduction.
+    A call takes 0.3 us, of the 3 or 4 of a small product or reduction.
     """
-    threads = num_threads()
-    entries: list[int] = []
-    for kernel, blocks, pointers, parallel, arrays in launches:
-        if parallel and blocks > 1 and threads > 1:
-            break
-        entries += kernel.address, blocks, address_of(pointers), arrays if handle is id else 0
-    else:
-        together = table(*entries)
-        _in_turn()(address_of(together), len(launches), flushing())
+    if (threads := num_threads()) > 1:
+        for _, blocks, _, parallel in launches:
+            if parallel and blocks > 1:
+                break
+        else:
+            threads = 1
+    if threads == 1:
+        if not (_READABLE and _in_turn()(id(launches), _KINDS_AT, flushing(), 0)):
+            _run_tables(launches)
         return
     for launch in launches:
-        run(*launch)
+        if launch[3] and launch[1] > 1:
+            _run_threads(threads, *launch[:3])
+        else:
+            run_in_turn(launch)
+
+
+def call_with(function: Callable[[int, int, int], Any], task: tuple[Any, ...], otherwise: Any) -> Any:
+    """Return what a compiled function(task, kinds, flush) makes of a tuple, which it will `lay`; or `otherwise`."""
+    return function(id(task), _KINDS_AT, flushing()) if _READABLE else otherwise
+
+
+def _run_tables(launches: Sequence[Launch]) -> None:
+    """Run launches on this thread by tables made here: where `lay` can't read what they hold."""
+    tables = [_table_of(pointers) for _, _, pointers, _ in launches]
+    entries = zip(launches, tables, strict=True)
+    heads = [np.array([kernel, blocks, address(table[0])], np.int64) for (kernel, blocks, *_), table in entries]
+    places = np.array(list(map(address, heads)), np.int64)
+    _in_turn()(len(heads), 0, flushing(), address(places))
+
+
+def _table_of(pointers: Pointers) -> list[np.ndarray]:
+    """Return the table that `lay` would lay, and behind it the tables of tuples in it."""
+    if isinstance(pointers, np.ndarray):
+        return [pointers]
+    inner: list[np.ndarray] = []
+    entries: list[int] = []
+    for entry in pointers:
+        if isinstance(entry, tuple):
+            tables = _table_of(entry)
+            inner += tables
+            entry = tables[0]
+        if isinstance(entry, np.ndarray):
+            entry = address(entry)
+        elif isinstance(entry, float):
+            entry = int(np.float64(entry).view(np.int64))
+        entry = 0 if entry is None else int(entry) % (1 << 64)
+        entries.append(entry - (entry >> 63 << 64))
+    return [np.array(entries, np.int64), *inner]
 
 
 class Queue:
-    """Launches to be run in turn, with what must live until then."""
+    """Launches to be run in turn."""
 
-    __slots__ = ("kept", "launches")
+    __slots__ = ("launches",)
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
-        self.kept: list[Any] = []
 
     def run(self) -> None:
         """Run all launches, and forget them."""
         if self.launches:
             run_in_turn(*self.launches)
-        self.launches, self.kept = [], []
+        self.launches = []
 
 
-def _run_threads(threads: int, *arguments: int) -> None:
-    before = numba.get_num_threads()
-    if before == threads:
-        _runner(True)(*arguments)
-        return
-    # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
-    numba.set_num_threads(threads)
-    try:
-        _runner(True)(*arguments)
-    finally:
-        numba.set_num_threads(before)
+def _run_threads(threads: int, kernel: Kernel, blocks: int, pointers: Pointers) -> None:
+    memory = np.empty(TABLE_NUMBERS, np.int64)
+    tables = [memory]
+    if not (_READABLE and type(pointers) is tuple and _in_turn()(id(pointers), _KINDS_AT, 0, address(memory))):
+        tables = _table_of(pointers)
+    arguments = kernel, blocks, address(tables[0]), flushing()
+    with _parallel_lock if _needs_lock() else contextlib.nullcontext():
+        before = numba.get_num_threads()
+        if before == threads:
+            _parallel_runner()(*arguments)
+            return
+        # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
+        numba.set_num_threads(threads)
+        try:
+            _parallel_runner()(*arguments)
+        finally:
+            numba.set_num_threads(before)
 
 
 # --- addresses
 
-# The pointer to an array's elements follows the object header in NumPy's public struct, where every compiled extension
-# reads it (PyArray_DATA): 0.1 us against 0.8 for __array_interface__.
-_number_at = ctypes.c_ssize_t.from_address
-
 
 def _address_in_object(array: np.ndarray) -> int:
-    return _number_at(id(array) + _HEADER).value
+    return number_at(id(array) + DATA).value
 
 
 def _address_by_interface(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def _readable() -> bool:
-    probe = np.empty(3)
-    return sys.implementation.name == "cpython" and _address_in_object(probe) == _address_by_interface(probe)
+_READABLE = readable()
+_KINDS = kinds_of(Kernel)
+_KINDS_AT = _address_by_interface(_KINDS)
 
-
-address: Callable[[np.ndarray], int] = _address_in_object if _readable() else _address_by_interface
-"""Return the address of an array's first element."""
-
-
-# A table of twelve entries takes 0.1 us so; an array of them takes 0.4, and its address another 0.1.
-_PACKERS = [struct.Struct(f"{entries}q").pack for entries in range(128)]
-_to_int, _from_double = struct.Struct("q").unpack, struct.Struct("d").pack
-
-
-def table(*entries: int) -> bytes:
-    """Return the table of pointers of a kernel: addresses, sizes, strides, and doubles as `bits`."""
-    return _PACKERS[len(entries)](*entries)
-
-
-_DOUBLE_PACKERS = [struct.Struct(f"{count}d").pack for count in range(16)]
-
-
-def doubles(*numbers: float) -> bytes:
-    """Return numbers one behind the other, for a kernel that is given the `address_of` them."""
-    return _DOUBLE_PACKERS[len(numbers)](*numbers)
-
-
-def bits(number: float) -> int:
-    """Return a double as an entry of a table, for the kernel to take by `as_double`."""
-    return _to_int(_from_double(number))[0]
-
-
-# The bytes of an object stand at the end of its header, with a NUL behind them.
-_BYTES_HEADER = bytes.__basicsize__ - 1
-
-
-def _place_in_object(content: bytes) -> int:
-    return id(content) + _BYTES_HEADER
-
-
-def _place_by_interface(content: bytes) -> int:
-    return _address_by_interface(np.frombuffer(content, np.uint8))
-
-
-def _bytes_readable() -> bool:
-    probe = table(*range(5))
-    return _readable() and _place_in_object(probe) == _place_by_interface(probe)
-
-
-address_of: Callable[[bytes], int] = _place_in_object if _bytes_readable() else _place_by_interface
-"""Return the address of a `table` or of `doubles`."""
-
-
-handle: Callable[[np.ndarray], int] = id if address is _address_in_object else address
-"""Return what stands for an array at the beginning of a table: an address takes 0.1 us, this 0.02."""
+address: Callable[[np.ndarray], int] = _address_in_object if _READABLE else _address_by_interface
+"""Return the address of an array's first element: 0.1 us by the object, 0.8 by __array_interface__."""
 
 
 def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:

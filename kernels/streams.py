@@ -165,8 +165,7 @@ class Table:
         self, kernel: runtime.Kernel, scalars: Sequence[float] = (), own: np.ndarray | None = None, stream: int = 0
     ) -> None:
         """Run a streams kernel over every element; `own` (tensors,) float64 are the scalars of each tensor."""
-        numbers = runtime.doubles(*scalars)
-        self.launch(kernel, runtime.address_of(numbers), 0 if own is None else runtime.address(own), stream)
+        self.launch(kernel, tuple(scalars), own, stream)
 
     def run_measured(self, kernel: runtime.Kernel, scalars: Sequence[float], stream: int = 0) -> np.ndarray:
         """Run a streams kernel made with `change`; return the sums of squares for each tensor, float64 (2, tensors)."""
@@ -175,12 +174,11 @@ class Table:
         _changes_folder()(runtime.address(results), self.starts_at, self.tensors, runtime.address(found))
         return found
 
-    def launch(self, kernel: runtime.Kernel, results: int, own: int, stream: int = 0) -> None:
+    def launch(self, kernel: runtime.Kernel, results: Any, own: Any, stream: int = 0) -> None:
         """Run a kernel over all blocks."""
-        pointers = runtime.table(*self.pointers(results, own, stream))
-        runtime.run(kernel, self.blocks, pointers, self.elements > PARALLEL_SIZE)
+        runtime.run(kernel, self.blocks, self.pointers(results, own, stream), self.elements > PARALLEL_SIZE)
 
-    def pointers(self, results: int, own: int, stream: int = 0) -> tuple[int, ...]:
+    def pointers(self, results: Any, own: Any, stream: int = 0) -> tuple[Any, ...]:
         """Return what a kernel is given: the table from `stream` on, tensors, starts, sizes, and these two."""
         first = self._start + stream * self.tensors * 8
         return first, self.tensors, self.starts_at, self._sizes_at, results, own
@@ -233,12 +231,8 @@ def run_single(kernel: runtime.Kernel, arrays: Sequence[np.ndarray], scalars: Se
     """
     size = arrays[0].size
     blocks = -(-size // BLOCK)
-    # starts (2,), sizes (1,), table (streams, 1)
-    inner = runtime.table(0, blocks, size, *map(runtime.address, arrays))
-    numbers = runtime.doubles(*scalars)
-    at = runtime.address_of(inner)
-    pointers = runtime.table(at + 24, 1, at, at + 16, runtime.address_of(numbers), 0)
-    runtime.run(kernel, blocks, pointers, parallel=size > PARALLEL_SIZE)
+    pointers = tuple(arrays), 1, (0, blocks), (size,), tuple(scalars), None
+    runtime.run(kernel, blocks, pointers, size > PARALLEL_SIZE)
 
 
 def may_stream(out: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:

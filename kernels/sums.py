@@ -6,7 +6,7 @@ import numba
 from numba import types
 
 from . import runtime
-from .runtime import peek_double
+from .memory import peek_double
 
 
 @numba.njit(**runtime.INNER)

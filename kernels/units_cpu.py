@@ -21,8 +21,8 @@ import numba
 import numpy as np
 
 from . import runtime
+from .memory import peek, peek_double, poke_double
 from .norm_cpu import SAFE_SQUARES, clip_coefficient
-from .runtime import peek, peek_double, poke_double
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, table_of, tensor_of_block
 
