@@ -257,25 +257,32 @@ def tensor_list(name: str, value: Any) -> list[Array]:
     raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__qualname__}")
 
 
-Group = tuple[str, list[Array], bool]
+Group = tuple[str, Any, bool]
 
 
 def _plan(sets: Sequence[Sequence[Group]]) -> Any:
     """Return a plan of the compiled check with these lists in it, or None where `_examine` must have its say.
 
-    A set: lists of the same length and shapes, each with its name and whether it is written.
+    A set: lists of the same length and shapes, or single arrays, each with its name and whether it is written.
     """
     if get_backend() == "reference":
         return None
     arrays: list[Array] = []
     shapes = []
     for groups in sets:
-        length = len(groups[0][1])
-        written, bit = 0, 1
-        for _, entries, is_written in groups:
-            if len(entries) != length:
+        length, written, bit = -1, 0, 1
+        for _, value, is_written in groups:
+            if type(value) is np.ndarray:
+                arrays.append(value)
+                count = 1
+            elif type(value) is list:
+                arrays += value
+                count = len(value)
+            else:
                 return None
-            arrays += entries
+            if count != length >= 0:
+                return None
+            length = count
             if is_written:
                 written |= bit
             bit += bit
@@ -347,9 +354,9 @@ class TensorSets:
     On the CPU kernels the lists of a well-formed call are rows of tables of addresses kept from earlier calls.
 
     Args:
-        sets: each of groups (name, list of arrays, whether the kernel writes them). A set's first group decides its
-            lengths and shapes, the very first array the dtype of all. Every written array must not overlap any other
-            array of the call; arrays that are only read may overlap.
+        sets: each of groups (name, an array or a list of arrays, whether the kernel writes them). A set's first group
+            decides its lengths and shapes, the very first array the dtype of all. Every written array must not overlap
+            any other array of the call; arrays that are only read may overlap.
 
     Raises:
         TypeError: an entry is not an array, not float32 or float64, or not of the same dtype as the others.
@@ -364,6 +371,7 @@ class TensorSets:
         if self._plan is not None:
             self.sets = self._plan.sets
             return
+        sets = [[(name, tensor_list(name, value), written) for name, value, written in groups] for groups in sets]
         if plain(sets):
             self.sets = [[arrays for _, arrays, _ in groups] for groups in sets]
             return

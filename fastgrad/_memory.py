@@ -19,6 +19,7 @@ import numpy as np
 
 ALIGNMENT = 64  # a cache line
 SMALLEST = 1 << 15  # below this the C library's own free lists serve
+FEW = SMALLEST // 32  # elements that are less than that, whatever they are
 
 
 def _limit() -> int:
@@ -88,8 +89,11 @@ def _give_back(owner: tuple[np.ndarray, int]) -> None:
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an uninitialised C-contiguous array; one of SMALLEST bytes or more starts on a cache line."""
+    count = shape if type(shape) is int else math.prod(shape)  # type: ignore[arg-type]
+    if count <= FEW:
+        return np.empty(shape, dtype)
     dtype = np.dtype(dtype)
-    size = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
+    size = dtype.itemsize * count
     if size < SMALLEST:
         return np.empty(shape, dtype)
     rounded = -(-size // 4096) * 4096

@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from fastgrad._arrays import array_module
-from fastgrad._checks import Array, TensorGroups, number, tensor_list
+from fastgrad._checks import Array, TensorGroups, number
 from fastgrad._dispatch import list_kernels, on_device
 
 # As in torch.nn.utils.clip_grad_norm_: keeps the coefficient finite for a norm of 0.
@@ -69,7 +69,7 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
         ValueError: another ord.
     """
     order = _order(ord)
-    groups = TensorGroups(("grads", tensor_list("grads", grads), False))
+    groups = TensorGroups(("grads", grads, False))
     norm = list_kernels("norm", groups.lists[0]).global_norm(groups.lists[0], order)
     groups.done()
     return as_scalar(norm)
@@ -101,8 +101,7 @@ def clip_by_global_norm(
     """
     order = _order(ord)
     max_norm = number("max_norm", max_norm, 0.0, finite=False)
-    arrays = tensor_list("grads", grads)
-    groups = TensorGroups(("grads", arrays, True))
+    groups = TensorGroups(("grads", grads, True))
     checked = groups.lists[0]
     if not checked:
         return np.array(0.0)
@@ -155,7 +154,7 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float, *, axis: int | No
     """
     max_norm = number("max_norm", max_norm, 0.0, finite=False)
     checked_axis("axis", axis)
-    groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
+    groups = TensorGroups(("arrays", arrays, True))
     norms = clip_norms(groups.lists[0], max_norm, axis)
     groups.done()
     return norms
@@ -212,8 +211,7 @@ def adaptive_clip(
             overlaps another array.
     """
     clipping, eps = number("clipping", clipping, 0.0), number("eps", eps, 0.0)
-    gradients, parameters = tensor_list("grads", grads), tensor_list("params", params)
-    groups = TensorGroups(("grads", gradients, True), ("params", parameters, False))
+    groups = TensorGroups(("grads", grads, True), ("params", params, False))
     checked, weights = groups.lists
     if checked:
         list_kernels("units", checked).adaptive_clip(checked, weights, clipping, eps)
@@ -235,7 +233,7 @@ def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:
         ValueError: low > high, a bound is NaN, an array is read-only or overlaps another.
     """
     low, high = _bounds("low", low, "high", high)
-    groups = TensorGroups(("arrays", tensor_list("arrays", arrays), True))
+    groups = TensorGroups(("arrays", arrays, True))
     checked = groups.lists[0]
     if checked:
         list_kernels("clip", checked).clip_by_value(checked, low, high)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 from fastgrad._arrays import empty, is_array
 from fastgrad._checks import Array, integers, sized_array
 from fastgrad._dispatch import kernels
+from fastgrad._shapes import Shapes
+
+_FORWARD, _BACKWARD = Shapes("* K", "N K", "N?"), Shapes("* N", "* K", "N K")
 
 
 def _rows(name: str, x: Array, size: int, weight: Array) -> Array:
     # x (..., size) as (M, size), contiguous.
-    rows = x
-    if is_array(x) and x.ndim not in (0, 2) and x.shape[-1] == size:
-        rows = x.reshape(x.size // size if size else 0, size)
+    rows = _matrix(x) if is_array(x) and x.ndim > 0 and x.shape[-1] == size else x
     return sized_array(name, rows, "M K", {"K": size}, "weight", weight)
+
+
+def _matrix(a: Array) -> Array:
+    return a if a.ndim == 2 else a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -30,14 +37,18 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         TypeError: not arrays of one dtype, float32 or float64.
         ValueError: a shape does not fit.
     """
-    sizes: dict[str, int] = {}
-    weight = sized_array("weight", weight, "N K", sizes)
-    rows = _rows("x", x, sizes["K"], weight)
-    if bias is not None:
-        bias = sized_array("bias", bias, "N", sizes, "weight", weight)
-    y = empty((rows.shape[0], sizes["N"]), rows.dtype, rows)
+    if _FORWARD.fit(x, weight, bias):
+        rows = _matrix(x)
+    else:
+        sizes: dict[str, int] = {}
+        weight = sized_array("weight", weight, "N K", sizes)
+        rows = _rows("x", x, sizes["K"], weight)
+        if bias is not None:
+            bias = sized_array("bias", bias, "N", sizes, "weight", weight)
+    shape = rows.shape[0], weight.shape[0]
+    y = empty(shape, rows.dtype, rows)
     kernels("linear", rows).forward(rows, weight, bias, y)
-    return y.reshape(*x.shape[:-1], sizes["N"])
+    return y if rows is x else y.reshape(*x.shape[:-1], shape[1])
 
 
 def linear_backward(
@@ -56,17 +67,23 @@ def linear_backward(
     Raises:
         TypeError, ValueError: as in `linear`.
     """
-    sizes: dict[str, int] = {}
-    weight = sized_array("weight", weight, "N K", sizes)
-    rows = _rows("x", x, sizes["K"], weight)
-    if is_array(dy) and dy.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"dy: expected shape {(*x.shape[:-1], sizes['N'])}, got {dy.shape}")
-    gradient = _rows("dy", dy, sizes["N"], weight)
-    dx = empty(rows.shape, rows.dtype, rows) if with_dx else None
-    dweight = empty(weight.shape, weight.dtype, rows)
-    dbias = empty(sizes["N"], weight.dtype, rows) if with_bias else None
+    if _BACKWARD.fit(dy, x, weight):
+        rows, gradient = _matrix(x), _matrix(dy)
+    else:
+        sizes: dict[str, int] = {}
+        weight = sized_array("weight", weight, "N K", sizes)
+        rows = _rows("x", x, sizes["K"], weight)
+        if is_array(dy) and dy.shape[:-1] != x.shape[:-1]:
+            raise ValueError(f"dy: expected shape {(*x.shape[:-1], sizes['N'])}, got {dy.shape}")
+        gradient = _rows("dy", dy, sizes["N"], weight)
+    dtype, shape = weight.dtype, weight.shape
+    dx = empty(rows.shape, dtype, rows) if with_dx else None
+    dweight = empty(shape, dtype, rows)
+    dbias = empty(shape[0], dtype, rows) if with_bias else None
     kernels("linear", rows).backward(gradient, rows, weight, dx, dweight, dbias)
-    return None if dx is None else dx.reshape(x.shape), dweight, dbias
+    if dx is not None and dx.shape != x.shape:
+        dx = dx.reshape(x.shape)
+    return dx, dweight, dbias
 
 
 def embedding(weight: Array, indices: Array) -> Array:

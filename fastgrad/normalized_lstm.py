@@ -96,10 +96,12 @@ def layer_norm_lstm(
         zoneout_h=zoneout_h, zoneout_c=zoneout_c, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
     )  # fmt: skip
 
+    hidden = a.weight_hh.shape[1]
+
     def vector(name: str, value: Any, letters: str) -> Array:
         if value is None and name.startswith("bias"):
-            return zeros((a.sizes["H"] * (4 if letters == "4H" else 1),), a.x.dtype, a.x)
-        return sized_array(name, value, letters, a.sizes, "x", a.x)
+            return zeros((hidden * (4 if letters == "4H" else 1),), a.x.dtype, a.x)
+        return sized_array(name, value, letters, {"H": hidden}, "x", a.x)
 
     weights = Weights(
         a.weight_ih, a.weight_hh, vector("gain_ih", gain_ih, "4H"), vector("gain_hh", gain_hh, "4H"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._arrays import copy_like, is_array, to_host
-from fastgrad._checks import Array, TensorGroups, float_array, number, tensor_list
+from fastgrad._checks import Array, TensorGroups, float_array, number
 from fastgrad._dispatch import list_kernels
 from fastgrad.layers import Parameter
 from fastgrad.schedules import _steps
@@ -76,9 +76,7 @@ def apply_masks(arrays: Array | list[Array], masks: Array | list[Array]) -> None
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
         ValueError: lengths or shapes differ, an array is read-only or overlaps another.
     """
-    groups = TensorGroups(
-        ("arrays", tensor_list("arrays", arrays), True), ("masks", tensor_list("masks", masks), False)
-    )
+    groups = TensorGroups(("arrays", arrays, True), ("masks", masks, False))
     checked, kept = groups.lists
     if checked:
         list_kernels("mask", checked).apply_masks(checked, kept)

@@ -5,6 +5,7 @@ Dimensions: T time, B batch, I input, H hidden.
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from fastgrad._arrays import array_module, device_module, is_array, layout, zero
 from fastgrad._checks import Array, float_array_like, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
+from fastgrad._shapes import Shapes
 
 
 class LSTMCellGradients(NamedTuple):
@@ -101,10 +103,15 @@ def _gradient(name: str, value: Any, saved: Saved, shape: tuple[int, ...]) -> Ar
     return None if value is None else float_array_like(name, value, "the forward pass", saved.state, shape)
 
 
+@functools.cache
+def _shapes(gates: int, axes: str, states: int) -> Shapes:
+    return Shapes(axes, f"{gates}H H", f"{gates}H I", *[f"{gates}H?"] * 2, *["B H?"] * states)
+
+
 class _Arguments:
     """Checked arguments of a recurrent call with `gates` gates, contiguous; a missing state is zeros."""
 
-    __slots__ = ("bias_hh", "bias_ih", "sizes", "states", "weight_hh", "weight_ih", "x")
+    __slots__ = ("bias_hh", "bias_ih", "states", "weight_hh", "weight_ih", "x")
 
     def __init__(
         self,
@@ -117,22 +124,23 @@ class _Arguments:
         bias_ih: Any,
         bias_hh: Any,
     ) -> None:
-        sizes: dict[str, int] = {}
-        self.x = x = sized_array("x", x, axes, sizes)
-        self.weight_hh = sized_array("weight_hh", weight_hh, f"{gates}H H", sizes, "x", x)
-        self.weight_ih = sized_array("weight_ih", weight_ih, f"{gates}H I", sizes, "x", x)
-        self.bias_ih = None if bias_ih is None else sized_array("bias_ih", bias_ih, f"{gates}H", sizes, "x", x)
-        self.bias_hh = None if bias_hh is None else sized_array("bias_hh", bias_hh, f"{gates}H", sizes, "x", x)
-        self.states = [
-            zeros((sizes["B"], sizes["H"]), x.dtype, x)
-            if value is None
-            else sized_array(name, value, "B H", sizes, "x", x)
-            for name, value in states
-        ]
-        self.sizes = sizes
+        given = [value for _, value in states]
+        if not _shapes(gates, axes, len(given)).fit(x, weight_hh, weight_ih, bias_ih, bias_hh, *given):
+            sizes: dict[str, int] = {}
+            x = sized_array("x", x, axes, sizes)
+            weight_hh = sized_array("weight_hh", weight_hh, f"{gates}H H", sizes, "x", x)
+            weight_ih = sized_array("weight_ih", weight_ih, f"{gates}H I", sizes, "x", x)
+            bias_ih = None if bias_ih is None else sized_array("bias_ih", bias_ih, f"{gates}H", sizes, "x", x)
+            bias_hh = None if bias_hh is None else sized_array("bias_hh", bias_hh, f"{gates}H", sizes, "x", x)
+            given = [a if a is None else sized_array(name, a, "B H", sizes, "x", x) for name, a in states]
+        self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = x, weight_ih, weight_hh, bias_ih, bias_hh
+        size = x.shape[-2], weight_hh.shape[1]
+        self.states = [zeros(size, x.dtype, x) if value is None else value for value in given]
 
     def lengths(self, value: Any) -> Array | None:
-        return sequence_lengths(value, self.sizes["B"], self.sizes["T"], "the number of steps T", "x", self.x)
+        if value is None:
+            return None
+        return sequence_lengths(value, self.x.shape[1], self.x.shape[0], "the number of steps T", "x", self.x)
 
 
 def lstm(

@@ -22,7 +22,7 @@ _STEPS = {stem: f"{stem}_step" for stem in ("adam", "sgd", "rmsprop")}
 def _run(
     stem: str,
     groups: TensorGroups,
-    grads: list[Array],
+    grads: Arrays,
     settings: tuple[Any, ...],
     grad_scale: float | None,
     max_norm: float | None,
@@ -48,7 +48,7 @@ def _run(
         if gradient_norm is not None:
             from fastgrad.gradient_norm import checked_gradient_norm
 
-            found = checked_gradient_norm(gradient_norm)._health(grads, checked, use_up=True)
+            found = checked_gradient_norm(gradient_norm)._health(tensor_list("grads", grads), checked, use_up=True)
             norm = kernels("norm").norm_of_norms(found[0], 2.0) * unscale
             scale = clip_coefficient(norm, limit) * unscale
         elif on_device(checked):
@@ -144,13 +144,13 @@ def adam_step(
     eps = number("eps", eps, 0.0)
     weight_decay = number("weight_decay", weight_decay, 0.0)
     given = [
-        ("params", tensor_list("params", params), True),
-        ("grads", tensor_list("grads", grads), False),
-        ("exp_avg", tensor_list("exp_avg", exp_avg), True),
-        ("exp_avg_sq", tensor_list("exp_avg_sq", exp_avg_sq), True),
+        ("params", params, True),
+        ("grads", grads, False),
+        ("exp_avg", exp_avg, True),
+        ("exp_avg_sq", exp_avg_sq, True),
     ]
     if max_exp_avg_sq is not None:
-        given.append(("max_exp_avg_sq", tensor_list("max_exp_avg_sq", max_exp_avg_sq), True))
+        given.append(("max_exp_avg_sq", max_exp_avg_sq, True))
     groups = TensorGroups(*given)
     lists = groups.lists
     settings = (
@@ -166,7 +166,7 @@ def adam_step(
         bool(decoupled),
         bool(maximize),
     )
-    return _run("adam", groups, given[1][1], settings, grad_scale, max_norm, gradient_norm)
+    return _run("adam", groups, grads, settings, grad_scale, max_norm, gradient_norm)
 
 
 def sgd_step(
@@ -233,13 +233,13 @@ def sgd_step(
         raise ValueError(
             f"nesterov: needs momentum > 0 and dampening = 0, got momentum = {momentum}, dampening = {dampening}"
         )
-    given = [("params", tensor_list("params", params), True), ("grads", tensor_list("grads", grads), False)]
+    given = [("params", params, True), ("grads", grads, False)]
     if momentum_buffer is not None:
-        given.append(("momentum_buffer", tensor_list("momentum_buffer", momentum_buffer), True))
+        given.append(("momentum_buffer", momentum_buffer, True))
     groups = TensorGroups(*given)
     buffer = groups.lists[2] if momentum_buffer is not None else None
     settings = (buffer, lr, momentum, dampening, bool(nesterov), weight_decay, bool(maximize))
-    return _run("sgd", groups, given[1][1], settings, grad_scale, max_norm, gradient_norm)
+    return _run("sgd", groups, grads, settings, grad_scale, max_norm, gradient_norm)
 
 
 def rmsprop_step(
@@ -315,14 +315,14 @@ def rmsprop_step(
     if grad_avg is None and centered:
         raise ValueError("grad_avg: centered needs one array of zeros per parameter, got None")
     given = [
-        ("params", tensor_list("params", params), True),
-        ("grads", tensor_list("grads", grads), False),
-        ("square_avg", tensor_list("square_avg", square_avg), True),
+        ("params", params, True),
+        ("grads", grads, False),
+        ("square_avg", square_avg, True),
     ]
     if momentum_buffer is not None:
-        given.append(("momentum_buffer", tensor_list("momentum_buffer", momentum_buffer), True))
+        given.append(("momentum_buffer", momentum_buffer, True))
     if grad_avg is not None and centered:
-        given.append(("grad_avg", tensor_list("grad_avg", grad_avg), True))
+        given.append(("grad_avg", grad_avg, True))
     groups = TensorGroups(*given)
     lists = groups.lists
     settings = (
@@ -336,4 +336,4 @@ def rmsprop_step(
         momentum,
         bool(maximize),
     )
-    return _run("rmsprop", groups, given[1][1], settings, grad_scale, max_norm, gradient_norm)
+    return _run("rmsprop", groups, grads, settings, grad_scale, max_norm, gradient_norm)

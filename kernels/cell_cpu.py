@@ -263,10 +263,11 @@ def step_tasks(batch: int, inputs: int, hidden: int) -> int:
 class Scratch:
     """Memory for every task's own panels and sums. bytes: of one task's part, no two of which share a page."""
 
+    __slots__ = ("array", "bytes")
+
     def __init__(self, tasks: int, elements: int, dtype: np.dtype):
         self.bytes = -(-elements * dtype.itemsize // 4096) * 4096
         self.array = empty(tasks * self.bytes, np.uint8)
-        self.address = runtime.address(self.array)
 
 
 def input_gradients(
@@ -277,8 +278,8 @@ def input_gradients(
     split: int,
     accumulate: bool,
     tasks: int,
-) -> None:
-    """Write dx = dz W_ih and dh = dz W_hh, the latter added to what is there if `accumulate`.
+) -> runtime.Launch:
+    """Return what writes dx = dz W_ih and dh = dz W_hh, the latter added to what is there if `accumulate`.
 
     panels : of dz^T, (S, B)
     split : how many rows of W_hh belong to the first rows of dz^T; the others belong to its last
@@ -290,12 +291,9 @@ def input_gradients(
     weight_ih, weight_hh = weights
     dx, dh = outs
     rows = weight_ih.shape[0]
-    pointers = np.array(
-        [
-            batch, panels.size // columns, runtime.address(panels), scratch.address, scratch.bytes, tasks,
-            weight_ih.shape[1], runtime.address(weight_ih), rows, rows, runtime.address(dx), False,
-            weight_hh.shape[1], runtime.address(weight_hh), split, rows, runtime.address(dh), accumulate,
-        ],
-        np.int64,
+    pointers = (
+        batch, panels.size // columns, panels, scratch.array, scratch.bytes, tasks,
+        weight_ih.shape[1], weight_ih, rows, rows, dx, False,
+        weight_hh.shape[1], weight_hh, split, rows, dh, accumulate,
     )  # fmt: skip
-    runtime.run(_input_gradients(dtype, vectors), tasks, pointers)
+    return _input_gradients(dtype, vectors), tasks, pointers, True

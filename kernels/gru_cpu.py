@@ -507,14 +507,10 @@ def _forward_step(
     gates, inner, h_next = empty((batch, 3 * hidden), dtype), empty(h.shape, dtype), empty(h.shape, dtype)
     h = h.copy()
     without = zeros(3 * hidden, dtype)
-    biases = [without if bias is None else bias for bias in (bias_ih, bias_hh)]
-    pointers = np.array(
-        [
-            batch, inputs, hidden,
-            *map(runtime.address, (x, h, weight_ih, weight_hh, *biases, without, gates, inner, h_next)),
-            scratch.address, scratch.bytes, tasks,
-        ],
-        np.int64,
+    biases = without if bias_ih is None else bias_ih, without if bias_hh is None else bias_hh
+    pointers = (
+        batch, inputs, hidden, x, h, weight_ih, weight_hh, *biases, without, gates, inner, h_next, scratch.array,
+        scratch.bytes, tasks,
     )  # fmt: skip
     runtime.run(_step_forward(dtype, batch_vectors(batch, dtype)), tasks, pointers)
     return h_next, Step(x, h, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None, gates, inner)
@@ -531,18 +527,16 @@ def _backward_step(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Ar
     dgates, dinner = empty(saved.gates.shape, dtype), empty(saved.inner.shape, dtype)
     panels = empty(4 * hidden * padded_batch(batch, dtype), dtype)
     nothing = zeros(max(inputs, hidden), dtype)
-    pointers = np.array(
-        [
-            batch, inputs, hidden, *map(runtime.address, (saved.x, saved.h, saved.gates, saved.inner)),
-            0 if dh_next is None else runtime.address(dh_next),
-            *map(runtime.address, (dh, nothing, dgates, dinner, panels, dweight_ih, dweight_hh)),
-            runtime.address(dbias) if saved.has_bias_ih or saved.has_bias_hh else 0,
-            scratch.address, scratch.bytes, tasks,
-        ],
-        np.int64,
+    pointers = (
+        batch, inputs, hidden, saved.x, saved.h, saved.gates, saved.inner, dh_next, dh, nothing, dgates, dinner, panels,
+        dweight_ih, dweight_hh, dbias if saved.has_bias_ih or saved.has_bias_hh else None, scratch.array,
+        scratch.bytes, tasks,
     )  # fmt: skip
-    runtime.run(_step_backward(dtype, batch_vectors(batch, dtype)), tasks, pointers)
-    input_gradients(batch, panels, (saved.weight_ih, saved.weight_hh), (dx, dh), 2 * hidden, True, tasks)
+    weights = saved.weight_ih, saved.weight_hh
+    runtime.run_in_turn(
+        (_step_backward(dtype, batch_vectors(batch, dtype)), tasks, pointers, True),
+        input_gradients(batch, panels, weights, (dx, dh), 2 * hidden, True, tasks),
+    )
     return (
         dx,
         dh,

@@ -93,7 +93,7 @@ def _apart(plan, itemsize):
 
 
 @numba.njit(**runtime.INNER)
-def _plain(array, ndarray, kind, flags):
+def plain(array, ndarray, kind, flags):
     """Say whether an object is an ndarray, of this kind of dtype, with all of these flags."""
     if peek(array + TYPE, 0) != ndarray:
         return False  # whatever it is, no further byte of it is read
@@ -106,7 +106,7 @@ def _plain(array, ndarray, kind, flags):
 def _size_if_alike(items, k, length, lists, ndarray, kind, written):
     """Return the size of entry k of every list, or -1 where one is not plain or has another shape."""
     first = peek(items, k)
-    if not _plain(first, ndarray, kind, READ | (WRITE if written & 1 else 0)):
+    if not plain(first, ndarray, kind, READ | (WRITE if written & 1 else 0)):
         return -1
     rank, shape = peek(first + NDIM, 0) & INT32, peek(first + SHAPE, 0)
     size = 1
@@ -114,7 +114,7 @@ def _size_if_alike(items, k, length, lists, ndarray, kind, written):
         size *= peek(shape, axis)
     for j in range(1, lists):
         other = peek(items, j * length + k)
-        if not _plain(other, ndarray, kind, READ | (WRITE if written >> j & 1 else 0)):
+        if not plain(other, ndarray, kind, READ | (WRITE if written >> j & 1 else 0)):
             return -1
         if peek(other + NDIM, 0) & INT32 != rank:
             return -1
@@ -184,7 +184,7 @@ def all_within(numbers: np.ndarray, low: int, high: int, other: int) -> bool:
 _reader = runtime.compiled(_read_lists, nogil=False, returns=types.int64)
 
 
-_FLOATS = {kind_of(dtype): dtype for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
+FLOATS = {kind_of(dtype): dtype for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
 class PlannedTable(Table):
@@ -194,8 +194,9 @@ class PlannedTable(Table):
         self._lay_out(addresses, sizes, starts)
 
 
-# Both in the order of use, the latest at the end. No lock, which takes 0.13 us: each operation on them is atomic under
-# the GIL, what threads make of the order is a guess spoiled at worst, and who has popped a plan has it alone.
+# Layouts in the order in which they came, which takes less than that of their use; plans in that of their use, the
+# latest at the end. No lock, which takes 0.13 us: each operation on them is atomic under the GIL, what threads make of
+# the order is a guess spoiled at worst, and who has popped a plan has it alone.
 _kept: dict[Layout, list[Plan]] = {}
 
 
@@ -206,7 +207,7 @@ class Plan:
     sets : for each set the rows that stand for its lists
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, home: list[Plan]):
         counts = [lists * length for lists, length, _ in layout]
         room = sum(count + 2 * length + 1 for count, (_, length, _) in zip(counts, layout, strict=True))
         scratch = HEAD + ENTRY * len(layout)
@@ -214,11 +215,11 @@ class Plan:
         self._memory = np.zeros(tables + room, np.int64)
         self._address = runtime.address(self._memory)
         self._memory[SETS], self._memory[SCRATCH] = len(layout), self._address + 8 * scratch
-        self._memory[[NDARRAY, SINGLE, DOUBLE]] = id(np.ndarray), *_FLOATS
+        self._memory[[NDARRAY, SINGLE, DOUBLE]] = id(np.ndarray), *FLOATS
         self._head = self._memory[:scratch]
         self._entries = [HEAD + k * ENTRY for k in range(len(layout))]
         self._read = _reader()
-        self.layout = layout
+        self._home = home
         self.first: int | None = None
         self._held = Held()  # apart from the plan, which would otherwise refer to itself and outlive a failed call
         self.sets: list[list[Row]] = []
@@ -247,26 +248,29 @@ class Plan:
         if found == ANEW:
             head = self._head.tolist()
             for table, entry in zip(self._tables, self._entries, strict=True):
-                table.filled(_FLOATS[head[PASSED]], head[entry + BLOCKS], head[entry + ELEMENTS])
+                table.filled(FLOATS[head[PASSED]], head[entry + BLOCKS], head[entry + ELEMENTS])
         return True
 
     def give_back(self) -> None:
         """Let go of the arrays, and keep the plan for a later call."""
         self._held.arrays = []
-        plans = _kept.pop(self.layout, None) or []
+        plans = self._home
         plans.append(self)
         if len(plans) > PLANS_KEPT:
             del plans[:-PLANS_KEPT]
-        _kept[self.layout] = plans
-        if len(_kept) > LAYOUTS_KEPT:
-            for layout in list(_kept)[:-LAYOUTS_KEPT]:
-                _kept.pop(layout, None)
 
 
-def _likely(plans: list[Plan] | None, first: int) -> Plan | None:
+def _plans_of(layout: Layout) -> list[Plan]:
+    plans = _kept.get(layout)
+    if plans is None:
+        plans = _kept[layout] = []
+        for old in list(_kept)[:-LAYOUTS_KEPT]:
+            _kept.pop(old, None)
+    return plans
+
+
+def _likely(plans: list[Plan], first: int) -> Plan | None:
     """Take the plan that has read the array `first` last, or else one that is old, if there are many."""
-    if not plans:
-        return None
     try:
         if plans[-1].first == first:
             return plans.pop()
@@ -274,7 +278,7 @@ def _likely(plans: list[Plan] | None, first: int) -> Plan | None:
             if plan.first == first:
                 return plans.pop(k)
         return plans.pop(0) if len(plans) >= PLANS_KEPT else None
-    except IndexError:  # another thread was faster
+    except IndexError:  # there is none, or another thread was faster
         return None
 
 
@@ -283,6 +287,7 @@ def take(layout: Layout, arrays: list[np.ndarray]) -> Plan | None:
     if not readable():
         return None
     first = id(arrays[0])
-    plan = _likely(_kept.get(layout), first) or Plan(layout)
+    plans = _kept.get(layout) or _plans_of(layout)
+    plan = _likely(plans, first) or Plan(layout, plans)
     plan.first = first
     return plan if plan.read(arrays) else None

@@ -393,14 +393,10 @@ def _forward_step(
     gates, h_next, c_next = empty((batch, 4 * hidden), dtype), empty(h.shape, dtype), empty(h.shape, dtype)
     h, c = h.copy(), c.copy()
     without = zeros(4 * hidden, dtype)
-    biases = (without if bias is None else bias for bias in (bias_ih, bias_hh))
-    pointers = np.array(
-        [
-            batch, inputs, hidden,
-            *map(runtime.address, (x, h, c, weight_ih, weight_hh, *biases, gates, h_next, c_next)),
-            scratch.address, scratch.bytes, tasks,
-        ],
-        np.int64,
+    biases = without if bias_ih is None else bias_ih, without if bias_hh is None else bias_hh
+    pointers = (
+        batch, inputs, hidden, x, h, c, weight_ih, weight_hh, *biases, gates, h_next, c_next, scratch.array,
+        scratch.bytes, tasks,
     )  # fmt: skip
     runtime.run(_step_forward(dtype, vectors), tasks, pointers)
     has_bias = bias_ih is not None or bias_hh is not None
@@ -420,17 +416,16 @@ def _backward_step(
     dx, dweight_ih, dweight_hh = (empty(a.shape, dtype) for a in (saved.x, saved.weight_ih, saved.weight_hh))
     dbias = np.empty(4 * hidden, dtype) if saved.has_bias else None
     dgates, panels = empty(saved.gates.shape, dtype), empty(4 * hidden * padded_batch(batch, dtype), dtype)
-    pointers = np.array(
-        [
-            batch, inputs, hidden, *map(runtime.address, (saved.x, saved.h, saved.c, saved.gates)),
-            0 if dh_next is None else runtime.address(dh_next),
-            *map(runtime.address, (dh, dc, zeros(max(inputs, hidden), dtype), dgates, panels, dweight_ih, dweight_hh)),
-            0 if dbias is None else runtime.address(dbias), scratch.address, scratch.bytes, tasks,
-        ],
-        np.int64,
+    pointers = (
+        batch, inputs, hidden, saved.x, saved.h, saved.c, saved.gates, dh_next, dh, dc,
+        zeros(max(inputs, hidden), dtype), dgates, panels, dweight_ih, dweight_hh, dbias, scratch.array, scratch.bytes,
+        tasks,
     )  # fmt: skip
-    runtime.run(_step_backward(dtype, vectors), tasks, pointers)
-    input_gradients(batch, panels, (saved.weight_ih, saved.weight_hh), (dx, dh), 4 * hidden, False, tasks)
+    weights = saved.weight_ih, saved.weight_hh
+    runtime.run_in_turn(
+        (_step_backward(dtype, vectors), tasks, pointers, True),
+        input_gradients(batch, panels, weights, (dx, dh), 4 * hidden, False, tasks),
+    )
     return dx, dh, dc, dweight_ih, dweight_hh, dbias
 
 
