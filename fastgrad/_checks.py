@@ -263,31 +263,42 @@ Group = tuple[str, Any, bool]
 def _plan(sets: Sequence[Sequence[Group]]) -> Any:
     """Return a plan of the compiled check with these lists in it, or None where `_examine` must have its say.
 
-    A set: lists of the same length and shapes, or single arrays, each with its name and whether it is written.
+    A set: lists of the same length and shapes, each with its name and whether it is written.
     """
     if get_backend() == "reference":
         return None
     arrays: list[Array] = []
     shapes = []
     for groups in sets:
-        length, written, bit = -1, 0, 1
-        for _, value, is_written in groups:
-            if type(value) is np.ndarray:
-                arrays.append(value)
-                count = 1
-            elif type(value) is list:
-                arrays += value
-                count = len(value)
-            else:
+        length = len(groups[0][1])
+        written, bit = 0, 1
+        for _, entries, is_written in groups:
+            if len(entries) != length:
                 return None
-            if count != length >= 0:
-                return None
-            length = count
+            arrays += entries
             if is_written:
                 written |= bit
             bit += bit
         shapes.append((len(groups), length, written))
     return _lists().take(tuple(shapes), arrays) if arrays and type(arrays[0]) is np.ndarray else None
+
+
+def _plan_of(values: tuple[Any, ...], written: int) -> Any:
+    """The same for one set of lists, or of single arrays; a bit of `written` for each that is."""
+    if get_backend() == "reference":
+        return None
+    first = values[0]
+    if type(first) is np.ndarray:
+        return _lists().take(((len(values), 1, written),), list(values))
+    if type(first) is not list or not first or type(first[0]) is not np.ndarray:
+        return None
+    length = len(first)
+    arrays: list[Array] = []
+    for entries in values:
+        if type(entries) is not list or len(entries) != length:
+            return None
+        arrays += entries
+    return _lists().take(((len(values), length, written),), arrays)
 
 
 @functools.cache
@@ -367,11 +378,11 @@ class TensorSets:
 
     def __init__(self, sets: Sequence[Sequence[Group]]) -> None:
         self._copies: list[tuple[Array, Array]] = []
+        sets = [[(name, tensor_list(name, value), written) for name, value, written in groups] for groups in sets]
         self._plan = _plan(sets)
         if self._plan is not None:
             self.sets = self._plan.sets
             return
-        sets = [[(name, tensor_list(name, value), written) for name, value, written in groups] for groups in sets]
         if plain(sets):
             self.sets = [[arrays for _, arrays, _ in groups] for groups in sets]
             return
@@ -408,13 +419,31 @@ class TensorSets:
             self._plan.give_back()
 
 
+@functools.cache
+def _names(words: str) -> tuple[list[tuple[str, bool]], int]:
+    """Return each name with whether it is written, and a bit for each that is."""
+    names = [(word.rstrip("!"), word.endswith("!")) for word in words.split()]
+    return names, sum(written << k for k, (_, written) in enumerate(names))
+
+
 class TensorGroups(TensorSets):
-    """One set of lists; see `TensorSets`."""
+    """One set of lists, or of single arrays; see `TensorSets`.
+
+    Args:
+        words: their names, with a "!" behind those that the kernel writes: "params! grads".
+    """
 
     __slots__ = ()
 
-    def __init__(self, *groups: Group) -> None:
-        TensorSets.__init__(self, (groups,))  # super() takes 0.1 us more
+    def __init__(self, words: str, *values: Any) -> None:
+        names, written = _names(words)
+        self._copies = []
+        self._plan = _plan_of(values, written)
+        if self._plan is not None:
+            self.sets = self._plan.sets
+        else:
+            groups = [(name, value, is_written) for (name, is_written), value in zip(names, values, strict=True)]
+            TensorSets.__init__(self, (groups,))
 
     @property
     def lists(self) -> list[Any]:

@@ -224,7 +224,7 @@ def health(arrays: Array | list[Array], names: Sequence[str] | None = None) -> H
     """
     listed = tensor_list("arrays", arrays)
     called = _names(names, len(listed))
-    groups = TensorGroups(("arrays", listed, False))
+    groups = TensorGroups("arrays", listed)
     checked = groups.lists[0]
     found = list_kernels("health", checked).health(checked) if checked else np.zeros((6, 0))
     groups.done()

@@ -69,7 +69,7 @@ def global_norm(grads: Array | list[Array], ord: float = 2) -> Array:
         ValueError: another ord.
     """
     order = _order(ord)
-    groups = TensorGroups(("grads", grads, False))
+    groups = TensorGroups("grads", grads)
     norm = list_kernels("norm", groups.lists[0]).global_norm(groups.lists[0], order)
     groups.done()
     return as_scalar(norm)
@@ -101,7 +101,7 @@ def clip_by_global_norm(
     """
     order = _order(ord)
     max_norm = number("max_norm", max_norm, 0.0, finite=False)
-    groups = TensorGroups(("grads", grads, True))
+    groups = TensorGroups("grads!", grads)
     checked = groups.lists[0]
     if not checked:
         return np.array(0.0)
@@ -154,7 +154,7 @@ def clip_by_norm(arrays: Array | list[Array], max_norm: float, *, axis: int | No
     """
     max_norm = number("max_norm", max_norm, 0.0, finite=False)
     checked_axis("axis", axis)
-    groups = TensorGroups(("arrays", arrays, True))
+    groups = TensorGroups("arrays!", arrays)
     norms = clip_norms(groups.lists[0], max_norm, axis)
     groups.done()
     return norms
@@ -211,7 +211,7 @@ def adaptive_clip(
             overlaps another array.
     """
     clipping, eps = number("clipping", clipping, 0.0), number("eps", eps, 0.0)
-    groups = TensorGroups(("grads", grads, True), ("params", params, False))
+    groups = TensorGroups("grads! params", grads, params)
     checked, weights = groups.lists
     if checked:
         list_kernels("units", checked).adaptive_clip(checked, weights, clipping, eps)
@@ -233,7 +233,7 @@ def clip_by_value(arrays: Array | list[Array], low: float, high: float) -> None:
         ValueError: low > high, a bound is NaN, an array is read-only or overlaps another.
     """
     low, high = _bounds("low", low, "high", high)
-    groups = TensorGroups(("arrays", arrays, True))
+    groups = TensorGroups("arrays!", arrays)
     checked = groups.lists[0]
     if checked:
         list_kernels("clip", checked).clip_by_value(checked, low, high)

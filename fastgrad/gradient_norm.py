@@ -76,7 +76,7 @@ class GradientNorm:
             TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
         """
         arrays = tensor_list("grads", grads)
-        groups = TensorGroups(("grads", arrays, False))
+        groups = TensorGroups("grads", arrays)
         refuse_device("GradientNorm", groups.lists[0])
         if not arrays:
             return
@@ -100,7 +100,7 @@ class GradientNorm:
             TypeError: as in `add`.
         """
         arrays = tensor_list("grads", grads)
-        groups = TensorGroups(("grads", arrays, False))
+        groups = TensorGroups("grads", arrays)
         found = self._health(arrays, groups.lists[0])
         groups.done()
         return np.array(kernels("norm").norm_of_norms(found[0], 2.0))

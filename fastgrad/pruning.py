@@ -76,7 +76,7 @@ def apply_masks(arrays: Array | list[Array], masks: Array | list[Array]) -> None
         TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others.
         ValueError: lengths or shapes differ, an array is read-only or overlaps another.
     """
-    groups = TensorGroups(("arrays", arrays, True), ("masks", masks, False))
+    groups = TensorGroups("arrays! masks", arrays, masks)
     checked, kept = groups.lists
     if checked:
         list_kernels("mask", checked).apply_masks(checked, kept)

@@ -143,15 +143,11 @@ def adam_step(
     beta2 = number("betas[1]", beta2, 0.0, 1.0, open_high=True)
     eps = number("eps", eps, 0.0)
     weight_decay = number("weight_decay", weight_decay, 0.0)
-    given = [
-        ("params", params, True),
-        ("grads", grads, False),
-        ("exp_avg", exp_avg, True),
-        ("exp_avg_sq", exp_avg_sq, True),
-    ]
-    if max_exp_avg_sq is not None:
-        given.append(("max_exp_avg_sq", max_exp_avg_sq, True))
-    groups = TensorGroups(*given)
+    words = "params! grads exp_avg! exp_avg_sq!"
+    if max_exp_avg_sq is None:
+        groups = TensorGroups(words, params, grads, exp_avg, exp_avg_sq)
+    else:
+        groups = TensorGroups(f"{words} max_exp_avg_sq!", params, grads, exp_avg, exp_avg_sq, max_exp_avg_sq)
     lists = groups.lists
     settings = (
         lists[2],
@@ -233,11 +229,11 @@ def sgd_step(
         raise ValueError(
             f"nesterov: needs momentum > 0 and dampening = 0, got momentum = {momentum}, dampening = {dampening}"
         )
-    given = [("params", params, True), ("grads", grads, False)]
-    if momentum_buffer is not None:
-        given.append(("momentum_buffer", momentum_buffer, True))
-    groups = TensorGroups(*given)
-    buffer = groups.lists[2] if momentum_buffer is not None else None
+    if momentum_buffer is None:
+        groups, buffer = TensorGroups("params! grads", params, grads), None
+    else:
+        groups = TensorGroups("params! grads momentum_buffer!", params, grads, momentum_buffer)
+        buffer = groups.lists[2]
     settings = (buffer, lr, momentum, dampening, bool(nesterov), weight_decay, bool(maximize))
     return _run("sgd", groups, grads, settings, grad_scale, max_norm, gradient_norm)
 
@@ -314,16 +310,14 @@ def rmsprop_step(
         raise ValueError(f"momentum_buffer: momentum = {momentum} needs one array of zeros per parameter, got None")
     if grad_avg is None and centered:
         raise ValueError("grad_avg: centered needs one array of zeros per parameter, got None")
-    given = [
-        ("params", params, True),
-        ("grads", grads, False),
-        ("square_avg", square_avg, True),
-    ]
+    words, given = "params! grads square_avg!", [params, grads, square_avg]
     if momentum_buffer is not None:
-        given.append(("momentum_buffer", momentum_buffer, True))
+        words += " momentum_buffer!"
+        given.append(momentum_buffer)
     if grad_avg is not None and centered:
-        given.append(("grad_avg", grad_avg, True))
-    groups = TensorGroups(*given)
+        words += " grad_avg!"
+        given.append(grad_avg)
+    groups = TensorGroups(words, *given)
     lists = groups.lists
     settings = (
         lists[2],
