@@ -23,12 +23,12 @@ def passes(name: str, turns: int) -> None:
     grads = gradients(name)
 
     def norm() -> None:
-        groups = TensorGroups(("grads", grads, False))
+        groups = TensorGroups("grads", grads)
         kernels("norm").global_norm(groups.lists[0], 2.0)
         groups.done()
 
     def health() -> None:
-        groups = TensorGroups(("grads", grads, False))
+        groups = TensorGroups("grads", grads)
         found = kernels("health").health(groups.lists[0])
         kernels("norm").norm_of_norms(found[0], 2.0)
         groups.done()

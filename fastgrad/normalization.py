@@ -10,6 +10,7 @@ import numpy as np
 from fastgrad._arrays import Array, empty, zeros
 from fastgrad._checks import finish, float_array, float_array_like, number, output
 from fastgrad._dispatch import kernels
+from fastgrad._shapes import Shapes
 
 __all__ = [
     "BatchNormGradients",
@@ -131,6 +132,9 @@ def layer_norm_backward(dy: Array, saved: LayerNormSaved, *, out: Array | None =
     return LayerNormGradients(finish(out, dx), dweight if with_weight else None, dbias if with_bias else None)
 
 
+_BATCH_NORM = Shapes("B C *", "C?", "C?", "C?!", "C?!")
+
+
 class BatchNormSaved(NamedTuple):
     """What `batch_norm_backward` needs: x as (outer, C, inner), its shape, mean and rstd (C,) in float64, the mode."""
 
@@ -190,7 +194,8 @@ def batch_norm(
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015.
     """
-    source = float_array("x", x)
+    fits = _BATCH_NORM.fit(x, weight, bias, running_mean, running_var)
+    source = x if fits else float_array("x", x)
     if source.ndim < 2:
         raise ValueError(f"x: expected shape (B, C) or (B, C, ...), got {source.shape}")
     eps, momentum = number("eps", eps, 0.0), number("momentum", momentum, 0.0, 1.0)
@@ -200,11 +205,10 @@ def batch_norm(
         raise ValueError(f"x: expected at least 2 numbers for each channel in training, got shape {source.shape}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var: expected both or neither")
-    w = _per_channel("weight", weight, source, count, 1.0)
-    b = _per_channel("bias", bias, source, count, 0.0)
-    given = [("x", x), ("weight", weight), ("bias", bias)]
-    running = None
-    if running_mean is not None:
+    w = weight if fits and weight is not None else _per_channel("weight", weight, source, count, 1.0)
+    b = bias if fits and bias is not None else _per_channel("bias", bias, source, count, 0.0)
+    running = None if running_mean is None else (running_mean, running_var)
+    if running is not None and not fits:
         names = (("running_mean", running_mean), ("running_var", running_var))
         running = tuple(
             output(name, float_array_like(name, a, "x", source, shape=(count,)), "x", source, shape=(count,))
@@ -212,12 +216,13 @@ def batch_norm(
         )
         if any(kept is not a for kept, (_, a) in zip(running, names, strict=True)):
             raise ValueError("running_mean and running_var: expected C-contiguous arrays, which are updated in place")
-        given += names
-    elif not training:
+    if running is None and not training:
         raise ValueError("running_mean: expected the statistics to evaluate with, got None; pass training=True")
     if out is None:
         y = empty(source.shape, source.dtype, source)
     else:
+        names = ("x", "weight", "bias", "running_mean", "running_var")
+        given = zip(names, (x, weight, bias, running_mean, running_var), strict=True)
         y = output("out", out, "x", source, apart=[(name, a) for name, a in given if a is not None])
     x3 = source.reshape(source.shape[0], count, inner)
     kernel = kernels("batch_norm", source).batch_norm

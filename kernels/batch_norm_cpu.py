@@ -268,21 +268,21 @@ def batch_norm(
     """Write y (outer, C, inner); return mean and rstd (C,) in float64; see batch_norm_ref."""
     outer, channels, inner = x.shape
     shape, count = _Shape(x), outer * inner
-    launches = []
-    shift = x
-    if training and x.size:
-        shift = x if shape.across else x[0, :, 0].copy()  # of all axes but the last, only the first row is read
-        launches.append(shape.summing(x, x, shift, False))
+    # of all axes but the last, only the first row is read
+    shift = x if shape.across or not training or x.size == 0 else x[0, :, 0].copy()
     statistics, coefficients = np.empty((2, channels)), np.empty((4, channels), x.dtype)
     numbers = float(max(count, 1)), count / (count - 1) if training else 1.0, momentum, 1 - momentum, eps
     arrays = shift, *(running or (None, None)), weight, bias, statistics, coefficients
     pointers = *arrays, *shape.added(channels), *numbers
-    launches.append((_forward(x.dtype, training, running is not None), 1, pointers, False))
-    if x.size:
-        launches.append(shape.writing(x, x, coefficients, y, False))
-    runtime.run_in_turn(*launches)
-    mean, rstd = statistics
-    return mean, rstd
+    by_channel = _forward(x.dtype, training, running is not None), 1, pointers, False
+    if x.size == 0:
+        runtime.run_in_turn(by_channel)
+    elif training:
+        writing = shape.writing(x, x, coefficients, y, False)
+        runtime.run_in_turn(shape.summing(x, x, shift, False), by_channel, writing)
+    else:
+        runtime.run_in_turn(by_channel, shape.writing(x, x, coefficients, y, False))
+    return statistics[0], statistics[1]
 
 
 def batch_norm_backward(

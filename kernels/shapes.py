@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from . import runtime
-from .lists import FLOATS, READ, plain
+from .lists import FLOATS, READ, WRITE, plain
 from .memory import peek, poke
 from .objects import DESCR, ENTRIES, INT32, KIND, KIND_BITS, NDIM, SHAPE, TYPE
 
@@ -19,7 +19,8 @@ from .objects import DESCR, ENTRIES, INT32, KIND, KIND_BITS, NDIM, SHAPE, TYPE
 NDARRAY, NONE, SINGLE, DOUBLE, COUNT, LETTERS, SIZES = range(7)
 MOST_LETTERS, MOST_AXES = 8, 4
 ARRAYS = SIZES + MOST_LETTERS
-OPTIONAL, OPEN, RANK, AXES = range(4)  # open: more axes may come first
+OPTIONAL, WRITTEN, OPEN, RANK, AXES = range(5)
+FIRST, LAST = 1, 2  # open: where more axes may come
 ENTRY = AXES + 2 * MOST_AXES  # of each axis its letter and a factor
 
 
@@ -55,21 +56,24 @@ def _fit(arrays, plan):
             kind = peek(peek(array + DESCR, 0) + KIND, 0) & KIND_BITS
             if kind != peek(plan, SINGLE) and kind != peek(plan, DOUBLE):
                 return False
-        if not plain(array, ndarray, kind, READ):
+        if not plain(array, ndarray, kind, READ | (WRITE if peek(entry, WRITTEN) else 0)):
             return False
         rank, shape = peek(array + NDIM, 0) & INT32, peek(array + SHAPE, 0)
         further = rank - peek(entry, RANK)
-        if peek(entry, OPEN):
+        if further < 0:
+            return False
+        if peek(entry, OPEN) == FIRST:
             if first_shape == 0:
                 first_shape, leading = shape, further
-            if further < 0 or further != leading:
+            if further != leading:
                 return False
             for axis in range(further):
                 if peek(shape, axis) != peek(first_shape, axis):
                     return False
-        elif further != 0:
+            shape += further * 8
+        elif further > 0 and peek(entry, OPEN) != LAST:
             return False
-        if not _axes_fit(shape + further * 8, entry, sizes):
+        if not _axes_fit(shape, entry, sizes):
             return False
     return True
 
@@ -82,15 +86,17 @@ def plan(words: tuple[str, ...]) -> np.ndarray:
     """Return the plan of a call, int64.
 
     words : of each array the letters of its axes, with a factor in front where there is one: "4H H". A leading "*"
-        stands for any number of axes, the same for all that have it. A "?" at the end allows None.
+        stands for any number of axes, the same for all that have it, one at the end for any number at all. A "?"
+        allows None, a "!" asks for an array that may be written.
     """
     entries: list[int] = []
     letters: list[str] = []
     for word in words:
-        is_open = word.startswith("*")
-        axes = word.strip("*?").split()
+        shape = word.rstrip("?!")
+        axes = shape.strip("*").split()
+        more = FIRST if shape.startswith("*") else LAST if shape.endswith("*") else 0
         letters += [axis[-1] for axis in axes if axis[-1] not in letters]
         flat = [number for axis in axes for number in (letters.index(axis[-1]), int(axis[:-1] or 1))]
-        entries += [word.endswith("?"), is_open, len(axes), *flat, *[0] * (2 * MOST_AXES - len(flat))]
+        entries += ["?" in word, "!" in word, more, len(axes), *flat, *[0] * (2 * MOST_AXES - len(flat))]
     head = [id(np.ndarray), id(None), *FLOATS, len(words), len(letters), *[-1] * MOST_LETTERS]
     return np.array(head + entries, np.int64)

@@ -102,32 +102,37 @@ def _clip_units(dtype: np.dtype, adaptive: bool) -> Any:
     return kernel
 
 
-def _run(lists: Sequence[Sequence[np.ndarray]], adaptive: bool, numbers: tuple[float, ...]) -> list[np.ndarray]:
-    """Run the kernel and return the norms of the units of each array of the first list before it, views of one array.
+def _run(
+    lists: Sequence[Sequence[np.ndarray]], adaptive: bool, numbers: tuple[float, ...]
+) -> tuple[np.ndarray, list[int]]:
+    """Run the kernel; return the norms of all units of the first list before it, and how many come before each array.
 
     pointers: table (streams, tensors), tensors, blocks before each tensor (tensors + 1), units of each, their length,
     units before each, norms of all units, numbers (2,): the limit, or clipping and eps.
     """
     table, stream = table_of(lists)
-    shapes = [a.shape for a in lists[0]]
-    units = [shape[0] if len(shape) > 1 else 1 for shape in shapes]
-    lengths = [math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape) for shape in shapes]
-    blocks = [-(-count // max(1, BLOCK // max(length, 1))) for count, length in zip(units, lengths, strict=True)]
-    before = [0, *itertools.accumulate(units)]
-    starts = [0, *itertools.accumulate(blocks)]
-    geometry = [np.array(part, np.int64) for part in (starts, units, lengths, before)]
-    norms, given = np.empty(before[-1]), np.array(numbers)
-    first = runtime.address(table.addresses) + stream * table.tensors * 8
-    parts = [runtime.address(part) for part in (*geometry, norms, given)]
-    pointers = np.array([first, table.tensors, *parts], np.int64)
-    kernel = _clip_units(table.dtype, adaptive)
-    runtime.run(kernel, starts[-1], pointers, parallel=table.elements > PARALLEL_SIZE)
-    return [norms[start:end] for start, end in itertools.pairwise(before)]
+    starts, units, lengths, before = [0], [], [], [0]
+    for a in lists[0]:
+        shape = a.shape
+        count, length = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, a.size)
+        units.append(count)
+        lengths.append(length)
+        before.append(before[-1] + count)
+        starts.append(starts[-1] - -count // max(1, BLOCK // max(length, 1)))
+    norms, tensors = np.empty(before[-1]), table.tensors
+    first, *_ = table.pointers(None, None, stream)
+    geometry = np.array([*starts, *units, *lengths, *before], np.int64)
+    at = runtime.address(geometry)
+    places = at, *(at + 8 * (k * tensors + 1) for k in (1, 2, 3))
+    pointers = first, tensors, *places, norms, numbers
+    runtime.run(_clip_units(table.dtype, adaptive), starts[-1], pointers, table.elements > PARALLEL_SIZE)
+    return norms, before
 
 
 def clip_units(arrays: Sequence[np.ndarray], max_norm: float) -> list[np.ndarray]:
     """Scale each unit in place by min(1, max_norm / (norm + 1e-6)); return the norms before, (units,) of each array."""
-    return _run([arrays], False, (max_norm, 0.0))
+    norms, before = _run([arrays], False, (max_norm, 0.0))
+    return [norms[start:end] for start, end in itertools.pairwise(before)]
 
 
 def adaptive_clip(grads: Sequence[np.ndarray], params: Sequence[np.ndarray], clipping: float, eps: float) -> None:
