@@ -221,9 +221,8 @@ def batch_norm(
     if out is None:
         y = empty(source.shape, source.dtype, source)
     else:
-        names = ("x", "weight", "bias", "running_mean", "running_var")
-        given = zip(names, (x, weight, bias, running_mean, running_var), strict=True)
-        y = output("out", out, "x", source, apart=[(name, a) for name, a in given if a is not None])
+        given = {"x": x, "weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+        y = output("out", out, "x", source, apart=[(name, a) for name, a in given.items() if a is not None])
     x3 = source.reshape(source.shape[0], count, inner)
     kernel = kernels("batch_norm", source).batch_norm
     mean, rstd = kernel(x3, w, b, running, bool(training), momentum, eps, y.reshape(x3.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastgrad.kernels import linear_cpu
 from support import oracle, random
 from tolerances import assert_close
 
@@ -178,3 +179,26 @@ def test_errors():
         np.array([0, 1]),
         5,
     )
+
+
+def test_a_small_product_has_the_bits_of_a_large_one(cpu_backend, dtype, monkeypatch):
+    if cpu_backend != "cpu":
+        pytest.skip("compares two kernels")
+
+    def run(sizes):
+        x, weight, bias, dy = draw(sizes, dtype)
+        if x.size > 6:
+            x.flat[3], x.flat[5], dy.flat[0] = np.inf, 1e-30, -0.0
+        products = [linear(x, weight, bias), linear(np.full_like(x, -0.0), weight), *linear_backward(dy, x, weight)]
+        return [a.tobytes() for a in (*products, *linear_backward(dy, x, weight, with_dx=False, with_bias=False)[1:2])]
+
+    launched = []
+    small = linear_cpu._small
+    monkeypatch.setattr(linear_cpu, "_small", lambda dtype: launched.append(dtype) or small(dtype))
+    sizes = [(1, 1, 1), (7, 5, 3), (8, 8, 8), (64, 8, 8), (65, 8, 7), (3, 385, 3), (2, 3, 400), (1, 64, 64)]
+    for some in sizes:
+        found = run(some)
+        with monkeypatch.context() as patch:
+            patch.setattr(linear_cpu, "SMALL", 0)
+            assert run(some) == found, some
+    assert len(launched) == 5 * 4 + 2 + 2  # none of more than 64 rows, or of more than 384 terms
