@@ -89,7 +89,7 @@ def layer_norm_lstm(
     Raises:
         TypeError, ValueError: as in `lstm`; eps is not more than 0.
     """
-    a = _Arguments(4, x, "T B I", [("h0", h0), ("c0", c0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    a = _Arguments(4, x, "T B I", ("h0", "c0"), (h0, c0), weight_ih, weight_hh, bias_ih, bias_hh)
     eps = number("eps", eps, 0.0, open_low=True)
     noise = noise_of(
         training, seed, offset,

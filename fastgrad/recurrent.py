@@ -118,24 +118,29 @@ class _Arguments:
         gates: int,
         x: Any,
         axes: str,
-        states: list[tuple[str, Any]],
+        names: tuple[str, ...],
+        states: tuple[Any, ...],
         weight_ih: Any,
         weight_hh: Any,
         bias_ih: Any,
         bias_hh: Any,
     ) -> None:
-        given = [value for _, value in states]
-        if not _shapes(gates, axes, len(given)).fit(x, weight_hh, weight_ih, bias_ih, bias_hh, *given):
+        if not _shapes(gates, axes, len(states)).fit(x, weight_hh, weight_ih, bias_ih, bias_hh, *states):
             sizes: dict[str, int] = {}
             x = sized_array("x", x, axes, sizes)
             weight_hh = sized_array("weight_hh", weight_hh, f"{gates}H H", sizes, "x", x)
             weight_ih = sized_array("weight_ih", weight_ih, f"{gates}H I", sizes, "x", x)
             bias_ih = None if bias_ih is None else sized_array("bias_ih", bias_ih, f"{gates}H", sizes, "x", x)
             bias_hh = None if bias_hh is None else sized_array("bias_hh", bias_hh, f"{gates}H", sizes, "x", x)
-            given = [a if a is None else sized_array(name, a, "B H", sizes, "x", x) for name, a in states]
+            named = zip(names, states, strict=True)
+            states = tuple(a if a is None else sized_array(name, a, "B H", sizes, "x", x) for name, a in named)
         self.x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = x, weight_ih, weight_hh, bias_ih, bias_hh
-        size = x.shape[-2], weight_hh.shape[1]
-        self.states = [zeros(size, x.dtype, x) if value is None else value for value in given]
+        for state in states:
+            if state is None:
+                size = x.shape[-2], weight_hh.shape[1]
+                states = tuple(zeros(size, x.dtype, x) if a is None else a for a in states)
+                break
+        self.states = states
 
     def lengths(self, value: Any) -> Array | None:
         if value is None:
@@ -206,7 +211,7 @@ def lstm(
             are no integers, or a seed is needed.
         ValueError: a shape does not fit, or a length, probability, seed or offset is out of range.
     """
-    a = _Arguments(4, x, "T B I", [("h0", h0), ("c0", c0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    a = _Arguments(4, x, "T B I", ("h0", "c0"), (h0, c0), weight_ih, weight_hh, bias_ih, bias_hh)
     noise = noise_of(
         training, seed, offset,
         zoneout_h=zoneout_h, zoneout_c=zoneout_c, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
@@ -294,7 +299,7 @@ def lstm_cell(
     Raises:
         TypeError, ValueError: as in `lstm`.
     """
-    a = _Arguments(4, x, "B I", [("h", h), ("c", c)], weight_ih, weight_hh, bias_ih, bias_hh)
+    a = _Arguments(4, x, "B I", ("h", "c"), (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
     module = kernels("lstm", a.x)
     _, h_next, c_next, payload = module.forward(
         a.x[None], *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, None, False
@@ -380,7 +385,7 @@ def gru(
             are no integers, or a seed is needed.
         ValueError: a shape does not fit, or a length, probability, seed or offset is out of range.
     """
-    a = _Arguments(3, x, "T B I", [("h0", h0)], weight_ih, weight_hh, bias_ih, bias_hh)
+    a = _Arguments(3, x, "T B I", ("h0",), (h0,), weight_ih, weight_hh, bias_ih, bias_hh)
     noise = noise_of(
         training, seed, offset,
         zoneout_h=zoneout_h, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
@@ -456,7 +461,7 @@ def gru_cell(
     Raises:
         TypeError, ValueError: as in `gru`.
     """
-    a = _Arguments(3, x, "B I", [("h", h)], weight_ih, weight_hh, bias_ih, bias_hh)
+    a = _Arguments(3, x, "B I", ("h",), (h,), weight_ih, weight_hh, bias_ih, bias_hh)
     module = kernels("gru", a.x)
     _, h_next, payload = module.forward(
         a.x[None], *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, None, False, bool(reset_after)

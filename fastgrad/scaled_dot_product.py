@@ -11,9 +11,13 @@ import numpy as np
 from fastgrad._arrays import Array, empty, is_array
 from fastgrad._checks import distinct, finish, float_array, number, output, same_array, sequence_lengths
 from fastgrad._dispatch import kernels
+from fastgrad._shapes import Shapes
 from fastgrad.regularization import counted
 
 __all__ = ["AttentionGradients", "AttentionSaved", "attention", "attention_backward"]
+
+
+_SHAPES, _GRADIENT = Shapes("B H T D", "B H S D", "B H S D"), Shapes("B H T D", "B H T D")
 
 
 class AttentionSaved(NamedTuple):
@@ -118,23 +122,30 @@ def attention(
     Sources: Vaswani et al., Attention Is All You Need, 2017; Milakov & Gimelshein, Online normalizer calculation for
     softmax, 2018; Dao et al., FlashAttention, 2022.
     """
-    a = _read("q", q, None, None)
+    fits = _SHAPES.fit(q, k, v)
+    a = q if fits else _read("q", q, None, None)
     B, H, T, D = a.shape
     if D == 0:
         raise ValueError(f"q: expected at least one feature, got shape {a.shape}")
-    keys: tuple[int, ...] = getattr(k, "shape", ())
-    b = _read("k", k, a, (B, H, keys[2] if len(keys) == 4 else T, D))
-    c = _read("v", v, a, b.shape)
+    if fits:
+        b, c = k, v
+    else:
+        keys: tuple[int, ...] = getattr(k, "shape", ())
+        b = _read("k", k, a, (B, H, keys[2] if len(keys) == 4 else T, D))
+        c = _read("v", v, a, b.shape)
     scale = D**-0.5 if scale is None else number("scale", scale)
     p = number("dropout", dropout, 0.0, 1.0)
     counts = counted("seed", seed), counted("offset", offset)
-    dropped = None
+    dropped: tuple[int, float, int, int] | None = None
     if p:
         threshold = round(p * 2**32)
         dropped = (0, 0.0, *counts) if threshold == 1 << 32 else (threshold, 1.0 / (1.0 - p), *counts)
     limits = sequence_lengths(lengths, B, b.shape[2], "the number of keys S", "q", a)
-    y = _written("out", out, a, a.shape, (("q", q), ("k", k), ("v", v)))
-    largest, total = (empty((B, H, T), a.dtype, a) for _ in range(2))
+    if out is None:
+        y = empty(a.shape, a.dtype, a)
+    else:
+        y = _written("out", out, a, a.shape, (("q", q), ("k", k), ("v", v)))
+    largest, total = empty((B, H, T), a.dtype, a), empty((B, H, T), a.dtype, a)
     module = kernels("attention", a)
     if y.size:
         module.attention(a, b, c, scale, bool(causal), limits, dropped, y, largest, total)
@@ -167,7 +178,11 @@ def attention_backward(
     Source: Dao et al., FlashAttention, 2022.
     """
     q, k = saved.q, saved.k
-    gradient = _read("dy", dy, q, q.shape)
+    gradient = dy if _GRADIENT.fit(dy, q) else _read("dy", dy, q, q.shape)
+    if out is None and q.size and k.size:
+        dq, dk, dv = empty(q.shape, q.dtype, q), empty(k.shape, q.dtype, q), empty(k.shape, q.dtype, q)
+        saved.module.attention_backward(gradient, *saved[:10], dq, dk, dv)
+        return AttentionGradients(dq, dk, dv)
     given = (None,) * 3 if out is None else out
     if not isinstance(given, tuple | list) or len(given) != 3:
         found = f"{len(given)} entries" if isinstance(given, tuple | list) else type(given).__qualname__
@@ -182,5 +197,5 @@ def attention_backward(
         for result in results:
             result.fill(0)
     else:
-        saved.module.attention_backward(gradient, *saved[:6], *saved[6:10], *results)
+        saved.module.attention_backward(gradient, *saved[:10], *results)
     return AttentionGradients(*(finish(value, result) for value, result in zip(given, results, strict=True)))

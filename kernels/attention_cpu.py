@@ -27,7 +27,7 @@ from . import attention_tiles as tiles
 from . import runtime
 from .attention_tiles import KEYS, QUERIES
 from .dropout_cpu import GROUP
-from .matmul_cpu import ROWS, panel_columns
+from .matmul_cpu import ROWS, panel_columns, zeros
 from .simd import traced
 
 Dropped = tuple[int, float, int, int]
@@ -245,20 +245,20 @@ def _backward(dtype: np.dtype) -> Any:
 # --- launchers
 
 
-def _walk(array: np.ndarray) -> list[int]:
-    """Return address and byte strides of (B, H, rows)."""
-    return [runtime.address(array), *array.strides[:3]]
+def _walk(array: np.ndarray) -> tuple[Any, ...]:
+    """Return the array and its byte strides of (B, H, rows)."""
+    return array, *array.strides[:3]
 
 
 def _table(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, y: np.ndarray, largest: np.ndarray, total: np.ndarray, scale: float,
     causal: bool, lengths: np.ndarray | None, dropped: Dropped | None, parts: int, backward: bool,
-) -> tuple[list[int], int, tuple[np.ndarray, ...]]:  # fmt: skip
-    """Return the entries of both kernels, the number of blocks, and what must stay alive."""
+) -> tuple[tuple[Any, ...], int]:  # fmt: skip
+    """Return the entries of both kernels, and the number of blocks."""
     dtype, item = q.dtype, q.dtype.itemsize
     (B, H, T, D), S = q.shape, k.shape[2]
     width, row_bytes = panel_columns(dtype), tiles.row_stride(D, dtype)
-    wide, long = (-(-n // width) * width for n in (D, S))
+    wide, long = -(-D // width) * width, -(-S // width) * width
     room = (long * D + wide * S) * item + QUERIES * (2 * row_bytes + tiles.scores_stride(dtype))
     if backward:
         room += long * D * item + QUERIES * (row_bytes + 2 * wide * item + tiles.scores_stride(dtype) + item)
@@ -266,16 +266,13 @@ def _table(
     heads = B * H
     blocks = min(heads * parts, runtime.num_threads())
     threshold, factor, seed, offset = (-1, 0.0, 0, 0) if dropped is None else dropped
-    numbers = np.array([scale, factor])
-    counts = np.array([seed, offset], np.uint64).view(np.int64)
-    scratch, zeros = empty(blocks * room, np.uint8), np.zeros(width, dtype)
-    table = [
-        *_walk(q), *_walk(k), *_walk(v), *_walk(y), runtime.address(largest), runtime.address(total),
-        0 if lengths is None else runtime.address(lengths), H, T, S, D, int(causal), runtime.address(numbers),
-        threshold, runtime.address(numbers) + 8, *counts.tolist(), runtime.address(zeros), runtime.address(scratch),
-        room, row_bytes, heads, blocks, parts,
-    ]  # fmt: skip
-    return table, blocks, (numbers, scratch, zeros)
+    nothing = zeros(width, dtype)
+    pointers = (
+        *_walk(q), *_walk(k), *_walk(v), *_walk(y), largest, total, lengths, H, T, S, D, causal, (scale,), threshold,
+        (factor,), seed, offset, nothing, empty(blocks * room, np.uint8), room, row_bytes, heads, blocks,
+        parts,
+    )  # fmt: skip
+    return pointers, blocks
 
 
 def attention(
@@ -294,10 +291,8 @@ def attention(
     (B, H, T, D), S = q.shape, k.shape[2]
     wanted = -(-PARTS * runtime.num_threads() // (B * H))
     parts = max(1, min(wanted, T // QUERIES))
-    table, blocks, kept = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, parts, False)
-    pointers = np.array(table, np.int64)
+    pointers, blocks = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, parts, False)
     runtime.run(_forward(q.dtype), blocks, pointers, parallel=B * H * T * S * D > SMALL)
-    del kept
 
 
 def attention_backward(
@@ -318,7 +313,6 @@ def attention_backward(
 ) -> None:
     """Write dq (B, H, T, D), dk and dv (B, H, S, D), which lie as the others may."""
     (B, H, T, D), S = q.shape, k.shape[2]
-    table, blocks, kept = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, 1, True)
-    pointers = np.array([*table, *_walk(dy), *_walk(dq), *_walk(dk), *_walk(dv)], np.int64)
+    shared, blocks = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, 1, True)
+    pointers = *shared, *_walk(dy), *_walk(dq), *_walk(dk), *_walk(dv)
     runtime.run(_backward(q.dtype), blocks, pointers, parallel=B * H * T * S * D > SMALL)
-    del kept

@@ -267,7 +267,7 @@ class Scratch:
 
     def __init__(self, tasks: int, elements: int, dtype: np.dtype):
         self.bytes = -(-elements * dtype.itemsize // 4096) * 4096
-        self.array = empty(tasks * self.bytes, np.uint8)
+        self.array = empty(tasks * self.bytes // 8, np.float64)
 
 
 def input_gradients(
