@@ -93,8 +93,8 @@ def activation_dropout_backward(
             dy.reshape(-1), x.reshape(-1), threshold, scale, seed, offset, params, out.reshape(-1),
         )  # fmt: skip
         return
-    record = np.zeros(RECORD_BYTES // 8, np.int64)
-    record[:3] = *np.array([seed, offset], np.uint64).view(np.int64), threshold
+    record = np.zeros(RECORD_BYTES // 8, np.uint64)
+    record[:3] = seed, offset, threshold
     streaming = may_stream(out, [dy, x]) and bias_grad.nbytes % CACHE_LINE == 0
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
     run_rows(kernel, dy, x, out, bias_grad, (scale, *params), record)

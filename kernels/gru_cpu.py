@@ -522,8 +522,9 @@ def _backward_step(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Ar
     tasks = step_tasks(batch, inputs, hidden)
     scratch = Scratch(tasks, batch * (padded_columns(inputs, dtype) + padded_columns(hidden, dtype)), dtype)
     dh = np.zeros((batch, hidden), dtype)
-    dx, dweight_ih, dweight_hh = (empty(a.shape, dtype) for a in (saved.x, saved.weight_ih, saved.weight_hh))
-    dbias_ih, dbias_hh = dbias = np.empty((2, 3 * hidden), dtype)
+    dx = empty(saved.x.shape, dtype)
+    dweight_ih, dweight_hh = empty((3 * hidden, inputs), dtype), empty((3 * hidden, hidden), dtype)
+    dbias = np.empty((2, 3 * hidden), dtype)
     dgates, dinner = empty(saved.gates.shape, dtype), empty(saved.inner.shape, dtype)
     panels = empty(4 * hidden * padded_batch(batch, dtype), dtype)
     nothing = zeros(max(inputs, hidden), dtype)
@@ -542,8 +543,8 @@ def _backward_step(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Ar
         dh,
         dweight_ih,
         dweight_hh,
-        dbias_ih if saved.has_bias_ih else None,
-        dbias_hh if saved.has_bias_hh else None,
+        dbias[0] if saved.has_bias_ih else None,
+        dbias[1] if saved.has_bias_hh else None,
     )
 
 

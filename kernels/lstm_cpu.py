@@ -392,14 +392,15 @@ def _forward_step(
     scratch = Scratch(tasks, columns * (inputs + hidden + UNITS), dtype)
     gates, h_next, c_next = empty((batch, 4 * hidden), dtype), empty(h.shape, dtype), empty(h.shape, dtype)
     h, c = h.copy(), c.copy()
-    without = zeros(4 * hidden, dtype)
-    biases = without if bias_ih is None else bias_ih, without if bias_hh is None else bias_hh
+    has_bias = bias_ih is not None or bias_hh is not None
+    if bias_ih is None or bias_hh is None:
+        without = zeros(4 * hidden, dtype)
+        bias_ih, bias_hh = without if bias_ih is None else bias_ih, without if bias_hh is None else bias_hh
     pointers = (
-        batch, inputs, hidden, x, h, c, weight_ih, weight_hh, *biases, gates, h_next, c_next, scratch.array,
+        batch, inputs, hidden, x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, gates, h_next, c_next, scratch.array,
         scratch.bytes, tasks,
     )  # fmt: skip
     runtime.run(_step_forward(dtype, vectors), tasks, pointers)
-    has_bias = bias_ih is not None or bias_hh is not None
     return h_next, c_next, Step(x, h, c, weight_ih, weight_hh, has_bias, gates)
 
 
@@ -413,7 +414,8 @@ def _backward_step(
     scratch = Scratch(tasks, batch * (padded_columns(inputs, dtype) + padded_columns(hidden, dtype)), dtype)
     dh = np.zeros((batch, hidden), dtype)
     dc = np.zeros((batch, hidden), dtype) if dc_next is None else dc_next.copy()
-    dx, dweight_ih, dweight_hh = (empty(a.shape, dtype) for a in (saved.x, saved.weight_ih, saved.weight_hh))
+    dx = empty(saved.x.shape, dtype)
+    dweight_ih, dweight_hh = empty((4 * hidden, inputs), dtype), empty((4 * hidden, hidden), dtype)
     dbias = np.empty(4 * hidden, dtype) if saved.has_bias else None
     dgates, panels = empty(saved.gates.shape, dtype), empty(4 * hidden * padded_batch(batch, dtype), dtype)
     pointers = (
