@@ -30,7 +30,7 @@ def _axes_fit(shape, entry, sizes):
         size, factor = peek(shape, axis), peek(entry, AXES + 2 * axis + 1)
         letter = peek(entry, AXES + 2 * axis)
         known = peek(sizes, letter)
-        if known < 0 and size % factor == 0:
+        if known < 0:
             known = size // factor
             poke(sizes, letter, known)
         if known * factor != size:
