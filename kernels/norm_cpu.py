@@ -16,12 +16,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
 
 from . import runtime
-from .memory import peek, peek_double, poke_double
+from .inner import peek, peek_double, poke_double
 from .objects import lay, release_lock, scratch, take_lock
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, Table, table_of, tensor_of_block
@@ -99,7 +97,7 @@ def _max_abs(dtype: np.dtype) -> Any:
     return _reduction(dtype, dtype.type, lambda m, s, x, f: _larger(m, s, m.abs(x)), _larger)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _largest(values, count):
     """Return the largest of numbers that are not negative, 0 of none; a NaN wins."""
     largest = 0.0
@@ -110,7 +108,7 @@ def _largest(values, count):
     return largest
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def sum_blocks(partial, starts, tensor):
     first, count = peek(starts, tensor), peek(starts, tensor + 1) - peek(starts, tensor)
     if count == 0:
@@ -120,7 +118,7 @@ def sum_blocks(partial, starts, tensor):
     return peek_double(partial, first) + pairwise(partial + (first + 1) * 8, count - 1)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _norm_of_norms(norms, tensors, scratch):
     largest = _largest(norms, tensors)
     if not 0.0 < largest < math.inf:
@@ -143,7 +141,7 @@ def _fold_blocks(partial, starts, tensors, largest, result):
     return _largest(result, tensors) if largest else pairwise(result, tensors)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _fold_squares(partial, starts, tensors, checked, norms, scratch):
     # the norm of all, or UNSAFE where one of the norms is
     low, high = SAFE_SQUARES
@@ -158,12 +156,12 @@ def _fold_squares(partial, starts, tensors, checked, norms, scratch):
     return UNSAFE if unsafe else _norm_of_norms(norms, tensors, scratch)
 
 
-_blocks_folder = runtime.compiled(_fold_blocks, returns=types.float64)
-_norms_folder = runtime.compiled(_norm_of_norms.py_func, returns=types.float64)
-_squares_folder = runtime.compiled(_fold_squares.py_func, returns=types.float64)
+_blocks_folder = runtime.compiled(_fold_blocks, returns=float)
+_norms_folder = runtime.compiled(_norm_of_norms.py_func, returns=float)
+_squares_folder = runtime.compiled(_fold_squares.py_func, returns=float)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def clip_coefficient(norm, limit):
     coefficient = limit / (norm + NORM_EPS)
     return 1.0 if coefficient >= 1.0 else coefficient  # NaN falls through
@@ -192,7 +190,7 @@ def _norm_and_step(task, kinds, flush):
     return norm
 
 
-_norm_and_stepper = runtime.compiled(_norm_and_step, nogil=False, returns=types.float64)
+_norm_and_stepper = runtime.compiled(_norm_and_step, nogil=False, returns=float)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,14 +13,10 @@ import sys
 import sysconfig
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .memory import peek, poke
+from .inner import inner, instruction, peek, poke
 
 # Offsets in bytes.
 HEADER = object.__basicsize__
@@ -39,52 +35,42 @@ TABLES, TABLE_ENTRIES = 64, 512  # of one call: tables, and entries of all of th
 TABLE_NUMBERS = TABLE_ENTRIES + 2 * TABLES
 
 
-@intrinsic
-def _whole_number(typingctx, item):
-    """Return the value of an int at an address, modulo 2^64."""
-
-    def generate(context, builder, signature, values):
-        kind = ir.FunctionType(ir.IntType(64), [cgutils.voidptr_t])
-        # The one that never raises for an int.
-        convert = cgutils.get_or_insert_function(builder.module, kind, "PyLong_AsUnsignedLongLongMask")
-        return builder.call(convert, [builder.inttoptr(values[0], cgutils.voidptr_t)])
-
-    return types.int64(types.int64), generate
+I64, VOID, POINTER = ir.IntType(64), ir.VoidType(), ir.PointerType()
 
 
-@intrinsic
-def scratch(typingctx):
+def _python(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    declared = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(declared, arguments)
+
+
+@instruction("int64(int64)")
+def _whole_number(builder, item):
+    """Return the value of an int at an address, modulo 2^64: by the function that never raises for an int."""
+    return _python(builder, "PyLong_AsUnsignedLongLongMask", I64, builder.inttoptr(item, POINTER))
+
+
+@instruction("int64()")
+def scratch(builder):
     """Return the address of TABLE_NUMBERS numbers on the stack of the calling function."""
-
-    def generate(context, builder, signature, values):
-        memory = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(64), TABLE_NUMBERS))
-        return builder.ptrtoint(memory, ir.IntType(64))
-
-    return types.int64(), generate
+    with builder.goto_entry_block():
+        memory = builder.alloca(ir.ArrayType(I64, TABLE_NUMBERS))
+    return builder.ptrtoint(memory, I64)
 
 
-@intrinsic
-def release_lock(typingctx):
+@instruction("int64()")
+def release_lock(builder):
     """Let other Python threads run; return what `take_lock` wants."""
-
-    def generate(context, builder, signature, values):
-        return builder.ptrtoint(context.get_python_api(builder).save_thread(), ir.IntType(64))
-
-    return types.int64(), generate
+    return builder.ptrtoint(_python(builder, "PyEval_SaveThread", POINTER), I64)
 
 
-@intrinsic
-def take_lock(typingctx, thread):
+@instruction("void(int64)")
+def take_lock(builder, thread):
     """Hold the interpreter's lock again."""
-
-    def generate(context, builder, signature, values):
-        context.get_python_api(builder).restore_thread(builder.inttoptr(values[0], cgutils.voidptr_t))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    _python(builder, "PyEval_RestoreThread", VOID, builder.inttoptr(thread, POINTER))
 
 
-@numba.njit
+@inner
 def lay(entries, kinds, table):
     """Lay the table of a tuple; say whether that was possible.
 

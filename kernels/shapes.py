@@ -6,13 +6,11 @@ it is wrong at all, the caller finds out.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
-from numba import types
 
 from . import runtime
+from .inner import peek, poke
 from .lists import FLOATS, READ, WRITE, plain
-from .memory import peek, poke
 from .objects import DESCR, ENTRIES, INT32, KIND, KIND_BITS, NDIM, SHAPE, TYPE
 
 # The memory of a plan, int64: its head, the sizes of the letters, then of each array its entry.
@@ -24,7 +22,7 @@ FIRST, LAST = 1, 2  # open: where more axes may come
 ENTRY = AXES + 2 * MOST_AXES  # of each axis its letter and a factor
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _axes_fit(shape, entry, sizes):
     for axis in range(peek(entry, RANK)):
         size, factor = peek(shape, axis), peek(entry, AXES + 2 * axis + 1)
@@ -79,7 +77,7 @@ def _fit(arrays, plan):
 
 
 # With the GIL: nobody replaces or frees an object while it is read, and the plan is one thread's meanwhile.
-fitter = runtime.compiled(_fit, nogil=False, returns=types.boolean)
+fitter = runtime.compiled(_fit, nogil=False, returns=bool)
 
 
 def plan(words: tuple[str, ...]) -> np.ndarray:

@@ -17,11 +17,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from . import runtime
-from .memory import peek, peek_double, poke_double
+from .inner import peek, peek_double, poke_double
 from .norm_cpu import SAFE_SQUARES, clip_coefficient
 from .simd import Machine, Value, traced
 from .streams import BLOCK, PARALLEL_SIZE, table_of, tensor_of_block
@@ -63,7 +62,7 @@ def _clip_units(dtype: np.dtype, adaptive: bool) -> Any:
 
     sum_squares, max_abs, multiply = traced(squares, dtype), traced(largest, dtype), traced(scale, dtype)
 
-    @numba.njit(**runtime.INNER)
+    @runtime.inner
     def norm_of(base, length, scratch):
         sum_squares(base, length, 1.0, scratch)
         total = peek_double(scratch, 0)
