@@ -62,11 +62,13 @@ def compare(found: list[list[np.ndarray]], expected: list[list[np.ndarray]], dty
             assert worst <= tolerance * scale, f"call {k}: off by {worst:g} of {scale:g}"
 
 
-def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
-    """Call each operation on arrays of a module, NumPy's or a device's; return the results of each call."""
+def every_op(xp: Any, dtype: type, fg: Any = fastgrad) -> list[list[np.ndarray]]:
+    """Call each operation on arrays of a module, NumPy's or a device's; return the results of each call.
+
+    fg : where the public functions are; untyped, as what is called with which arguments is the point here
+    """
     rng = np.random.default_rng(0)
     calls: list[list[np.ndarray]] = []
-    fg: Any = fastgrad  # untyped: what is called with which arguments is the point here
 
     def normal(*shape: int) -> Any:
         return xp.asarray(rng.normal(size=shape).astype(dtype))

@@ -26,7 +26,6 @@ from .recurrent_gpu import (
     states,
     zeroed_padding,
 )
-from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -121,8 +120,7 @@ def forward(
         )  # fmt: skip
     else:
         _stepwise_forward(device, bias_ih, bias_hh, y, saved)
-    hn = h[0 if reverse else steps].copy()
-    keep_if_captured(device, saved, y, hn, arrivals)
+    hn = cuda.copy(h[0 if reverse else steps])
     return y, hn, saved
 
 
@@ -152,7 +150,6 @@ def _stepwise_forward(
             matmul(inner[t], weight_hh[n], gates[t, :, n], transpose_b=True, accumulate=True)
             launch(_CANDIDATE, t, gates, bias_ih, bias_hh, h, y)
         between.after(t, h, None, y)
-    keep_if_captured(device, products, between.arrays)
 
 
 def backward(
@@ -197,11 +194,7 @@ def backward(
         matmul(flat_gates[:, n], flat(inner), dweight_hh[n], transpose_a=True)
     dbias_ih = bias_gradient(dgates) if saved.has_bias_ih else None
     dbias_hh = bias_gradient(dproducts if reset_after else dgates) if saved.has_bias_hh else None
-    results = dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
-    keep_if_captured(
-        device, saved, dy, dgates, dproducts, arrivals, partial, results, between.arrays, m_x, x, before
-    )  # fmt: skip
-    return results
+    return dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
 
 
 def _stepwise_backward(

@@ -25,7 +25,6 @@ from .recurrent_gpu import (
     states,
     zeroed_padding,
 )
-from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -117,8 +116,7 @@ def forward(
     final = 0 if reverse else steps
     has_bias = bias_ih is not None or bias_hh is not None
     saved = Saved(x, weight_ih, weight_hh, has_bias, lengths, reverse, gates, h, c, noise)
-    hn, cn = h[final].copy(), c[final].copy()
-    keep_if_captured(device, saved, y, hn, cn, arrivals, between.arrays)
+    hn, cn = cuda.copy(h[final]), cuda.copy(c[final])
     return y, hn, cn, saved
 
 
@@ -163,6 +161,4 @@ def backward(
     matmul(flat(dgates), flat(x), dweight_ih, transpose_a=True)
     matmul(flat(dgates), flat(before), dweight_hh, transpose_a=True)
     dbias = bias_gradient(dgates) if saved.has_bias else None
-    results = dx, dh, dc, dweight_ih, dweight_hh, dbias
-    keep_if_captured(device, saved, dy, dgates, arrivals, partial, results, between.arrays, m_x, x, before)
-    return results
+    return dx, dh, dc, dweight_ih, dweight_hh, dbias

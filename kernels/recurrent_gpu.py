@@ -91,7 +91,7 @@ def states(initial: Array, steps: int, reverse: bool) -> Array:
 
 def own_or_zeros(gradient: Array | None, like: Array) -> Array:
     """Return a copy that may be written, or zeros in the shape of `like`."""
-    return cuda.device_of(like).xp.zeros(like.shape, like.dtype) if gradient is None else gradient.copy()
+    return cuda.zeros(cuda.device_of(like), like.shape, like.dtype) if gradient is None else cuda.copy(gradient)
 
 
 def bias_gradient(dgates: Array) -> Array:
@@ -242,7 +242,7 @@ def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) 
 
 def counters(device: cuda.Device, plan: Plan | None) -> Array | None:
     """Return the counters of the groups' barriers, at 0."""
-    return None if plan is None else device.xp.zeros((plan.groups, COUNTER_STRIDE), np.uint32)
+    return None if plan is None else cuda.zeros(device, (plan.groups, COUNTER_STRIDE), np.uint32)
 
 
 def partial_sums(device: cuda.Device, plan: Plan | None, hidden: int) -> Array | None:

@@ -94,11 +94,6 @@ class Plan(NamedTuple):
     numbers: list[int]
     updates: list[Table]
 
-    def use(self) -> None:
-        """Say that a launch reads these tables."""
-        for table in (self.norms, *self.updates):
-            table.use()
-
 
 def plan_of(updates: list[Update]) -> Plan:
     """Return the tables of a step, made now if need be; see `table_gpu.table_of`."""
@@ -170,7 +165,6 @@ class Steps:
             what has changed and of what was there before, (chunks, 2). All lies in one array, to be read by one copy.
         """
         device, table = self.device, plan.norms
-        plan.use()
         lists = updates[0].lists if len(updates) == 1 else [_in_order(updates)]
         (examine_chunks if health else sum_chunks)(table, lists, plan.stream)
         ends = list(itertools.accumulate([REPORT, 6 * table.tensors, *(2 * own.chunks for own in plan.updates)]))
