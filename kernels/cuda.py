@@ -163,8 +163,11 @@ class _CuPyDevice(StreamTools):
         return self.xp.cuda.Device(self.ordinal)
 
     def matmul(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
-        stream = self.xp.cuda.get_current_stream().ptr
-        self._cublas.matmul(stream, a, b, out, transpose_a, transpose_b, accumulate)
+        from . import cublas
+
+        stream = self.xp.cuda.get_current_stream()
+        capture = cublas.capture_number(stream.ptr) if stream.is_capturing() else 0
+        self._cublas.matmul(stream.ptr, a, b, out, transpose_a, transpose_b, accumulate, capture)
 
     @functools.cached_property
     def _cublas(self) -> Any:

@@ -102,6 +102,33 @@ def test_a_graph_refuses_a_table_that_is_not_there(device, stream):
     assert np.isfinite(float(fastgrad.global_norm(arrays)))  # the stream works on
 
 
+def test_graphs_of_one_stream_run_side_by_side(device, stream, dtype):
+    """Long products of few results, which cuBLAS cuts up and sums in its workspace."""
+    from fastgrad.kernels.matmul_gpu import matmul
+
+    k = 30_000 if getattr(device, "__name__", "") == "cupy" else 30
+    graphs, expected, found = [], [], []
+    for seed in (1, 11):
+        a, b = (device.asarray(random(seed + i, (40, k), dtype)) for i in range(2))
+        results = [device.zeros((40, 40), dtype) for _ in range(2)]
+        matmul(a, b, results[0], transpose_b=True)
+        with captured(stream, graphs):
+            matmul(a, b, results[1], transpose_b=True)
+        expected.append(results[0].get())
+        found.append(results[1])
+        del a, b
+    filled = [device.full((40, k), np.nan, dtype) for _ in range(8)]
+    stream.synchronize()
+    others = [device.cuda.Stream(non_blocking=True) for _ in graphs]
+    for _ in range(20):
+        for graph, other in zip(graphs, others, strict=True):
+            graph.launch(other)
+    for other, mine, right in zip(others, found, expected, strict=True):
+        other.synchronize()
+        np.testing.assert_array_equal(mine.get(), right)
+    assert len(filled) == 8
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("name", ["stepwise", "persistent"])
 def test_a_graph_of_a_recurrent_step(device, stream, way, name, cell):
