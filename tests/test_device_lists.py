@@ -276,6 +276,33 @@ def test_functions_launch_little_and_do_not_wait(monkeypatch, launches):
 
 
 @pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS, ids=IDS)
+def test_a_range_of_weights_is_part_of_the_update(launches, optimizer, options):
+    """Of one group alone, changed between replays; a step that is skipped leaves weights where they are."""
+    params, grads = [draw(np.float32, seed, SMALL) for seed in (0, 50)]
+    made = optimizer_of(optimizer, options, there(params), max_norm=3.0)
+    made.param_groups[1]["weight_range"] = (-0.25, 0.5)
+    params[1][:], params[4][:3] = 99.0, (np.nan, 7.0, -7.0)
+    grads[4][5] = np.nan
+    before = [p.copy() for p in params]
+    assert made.step(there(grads)).skipped
+    for mine, same in zip(params, before, strict=True):
+        np.testing.assert_array_equal(mine, same)
+    grads[4][5] = 0.0
+    del launches[:]
+    made.step(there(grads))
+    assert len(launches) == 3
+    for k, mine in enumerate(params):
+        bounded = mine[~np.isnan(mine)]
+        assert k < 2 or ((bounded >= -0.25) & (bounded <= 0.5)).all()
+    assert np.isnan(params[4][0]) and params[4][2] == -0.25 and params[1][0] > 8.0
+    made.param_groups[1]["weight_range"] = (1.0, np.inf)
+    made.refresh()
+    for _, again in list(launches):
+        again()
+    assert (params[3] >= 1.0).all() and params[1][0] > 8.0
+
+
+@pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS, ids=IDS)
 def test_a_replay_of_the_launches_goes_on(dtype, launches, optimizer, options):
     """The gradients change in place, and lr by refresh, as a program does that replays a captured step."""
 
