@@ -198,7 +198,10 @@ def every_op(xp: Any, dtype: type, fg: Any = fastgrad) -> list[list[np.ndarray]]
 def main() -> None:
     emulated = "--emulated" in sys.argv[1:]
     xp = array_module(emulated)
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     for dtype in (np.float32, np.float64):
+        if only not in ("", np.dtype(dtype).name):
+            continue
         found = every_op(xp, dtype)
         compare(found, every_op(np, dtype), dtype)
         print(f"{np.dtype(dtype).name}: {len(found)} calls agree with the CPU", flush=True)
