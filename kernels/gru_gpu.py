@@ -24,6 +24,7 @@ from .recurrent_gpu import (
     partial_sums,
     persistent_plan,
     states,
+    undisturbed,
     zeroed_padding,
 )
 
@@ -110,7 +111,7 @@ def forward(
     )  # fmt: skip
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else empty(after.shape, dtype)
-    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after and noise is None else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after and undisturbed(noise) else None
     arrivals = counters(device, plan)
     if plan is not None:
         _PERSISTENT_FORWARD(
@@ -165,7 +166,7 @@ def backward(
     dgates = empty(saved.gates.shape, dtype)
     # Gradients of W_hh h, in the order of W_hh's rows; of reset_after=False one of r h, (B, H).
     dproducts = empty(dgates.shape if reset_after else (batch, hidden), dtype)
-    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after and noise is None else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after and undisturbed(noise) else None
     between = Between(noise, h, 1, saved.lengths, bound=state_grad_clip)
     arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:

@@ -23,6 +23,7 @@ from .recurrent_gpu import (
     partial_sums,
     persistent_plan,
     states,
+    undisturbed,
     zeroed_padding,
 )
 
@@ -94,7 +95,7 @@ def forward(
     h, c = (states(initial, steps, reverse) for initial in (h0, c0))
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else device.xp.empty(after.shape, dtype)
-    plan = persistent_plan(device, 4, steps, h, (weight_hh, h)) if noise is None else None
+    plan = persistent_plan(device, 4, steps, h, (weight_hh, h)) if undisturbed(noise) else None
     between = Between(noise, h, 2, lengths, reverse)
     arrivals = counters(device, plan)
     if plan is not None:
@@ -131,7 +132,7 @@ def backward(
     hidden = saved.weight_hh.shape[1]
     dh, dc = (own_or_zeros(gradient, c[0]) for gradient in (dhn, dcn))
     dgates = empty(gates.shape, dtype)
-    plan = persistent_plan(device, 4, steps, c, (saved.weight_hh,)) if noise is None else None
+    plan = persistent_plan(device, 4, steps, c, (saved.weight_hh,)) if undisturbed(noise) else None
     between = Between(noise, c, 2, lengths, bound=state_grad_clip)
     arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:

@@ -35,7 +35,8 @@ def matmul(
         return
     device = cuda.device_of(out)
     with device.here():
-        cuda.keep(device, a, b, out)
+        if device.capturing():
+            cuda.captured.append((a, b, out))
         if k == 0:
             if not accumulate:
                 out[...] = 0

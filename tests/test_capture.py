@@ -7,6 +7,8 @@ returned: the emulated stream (see emulated.py) fails a launch that comes upon m
 from __future__ import annotations
 
 import functools
+import gc
+import importlib
 from typing import Any
 
 import emulated
@@ -17,8 +19,11 @@ from support import random
 
 import fastgrad
 from devtools import every_op
-from fastgrad import layers
+from fastgrad import layers, pruning
 
+for _file in sorted(cuda.FOLDER.glob("*_gpu.py")):
+    importlib.import_module(f"fastgrad.kernels.{_file.stem}")
+DECLARED = {kernel.name for kernel in cuda.declared}
 pytestmark = pytest.mark.usefixtures("emulated_gpu")
 
 
@@ -50,11 +55,21 @@ def same(arrays, hosts, what):
         np.testing.assert_array_equal(array._host, host, err_msg=what)
 
 
-def check(what, given, function, kernels):
+@pytest.fixture
+def graphs():
+    """The graphs that a test makes, none of whose memory may be freed in the end."""
+    made: list[emulated.Graph] = []
+    yield made
+    gc.collect()
+    for graph in made:
+        graph.check()
+
+
+def check(what, given, function, graphs):
     """Call a function as it is and by a graph; both must come to the same bits, and nothing the graph uses be freed.
 
     given : what leads to the arrays that the call changes
-    kernels : gets the names of those captured
+    graphs : gets the graph
     """
     with emulated.Stream(non_blocking=True) as stream:
         before = [a.get() for a in arrays_in(given)]
@@ -72,7 +87,8 @@ def check(what, given, function, kernels):
             raise
         finally:
             graph = stream.end_capture()
-        kernels.update(graph.names)
+        graphs.append(graph)
+        graph.inputs = arrays  # the caller's own
         same(arrays, before, f"{what} did something in the capture")
         again = arrays_in(other)
         graph.launch(stream)
@@ -86,8 +102,8 @@ def check(what, given, function, kernels):
 class EveryCall:
     """The public functions, each called as it is and by a graph."""
 
-    def __init__(self, kernels: set[str]) -> None:
-        self.kernels = kernels
+    def __init__(self, graphs: list[emulated.Graph]) -> None:
+        self.graphs = graphs
         self.kinds: set[Any] = set()  # of the calls that were captured
 
     def __getattr__(self, name: str) -> Any:
@@ -111,9 +127,9 @@ class EveryCall:
         self.kinds.add(kind)
         if on_the_host:  # lengths in a list
             with pytest.raises(RuntimeError, match="the host's numbers while the stream is being captured"):
-                check(name, given, lambda: function(*args, **kwargs), self.kernels)
+                check(name, given, lambda: function(*args, **kwargs), self.graphs)
             return function(*args, **kwargs)
-        return check(name, given, lambda: function(*args, **kwargs), self.kernels)
+        return check(name, given, lambda: function(*args, **kwargs), self.graphs)
 
 
 def all_layers(layer):
@@ -135,7 +151,7 @@ MODELS = [
 ]
 
 
-def model_in_a_graph(make, kernels):
+def model_in_a_graph(make, graphs):
     """Forward, loss, backward, clip and step of a model in one graph; layers keep arrays for themselves."""
     model, shape = make()
     model.to("gpu")
@@ -163,7 +179,7 @@ def model_in_a_graph(make, kernels):
 
     given = [x, parameters, optimizer]
     for _ in range(2):  # the first one makes the gradients and the optimizer's state
-        check(repr(model), given, step, kernels)
+        check(repr(model), given, step, graphs)
 
 
 def others(fg):
@@ -182,15 +198,16 @@ def others(fg):
 
 
 # fg_delay is what a clock waits for, whose times no graph has.
-def test_every_kernel_in_a_graph():
+def test_every_kernel_in_a_graph(graphs):
     """Each operation and models of all layers; no kernel that any launcher has may be missing."""
-    kernels: set[str] = set()
-    calls = EveryCall(kernels)
+    calls = EveryCall(graphs)
     every_op.every_op(emulated.Module, np.float32, calls)
     others(calls)
     for make in MODELS:
-        model_in_a_graph(make, kernels)
-    assert {kernel.name for kernel in cuda.declared} - kernels == {"fg_delay"}
+        model_in_a_graph(make, graphs)
+    weights, masks = ([emulated.Module.asarray(random(k, 9, np.float32))] for k in range(2))
+    check("apply_masks", [weights, masks], lambda: pruning.apply_masks(weights, masks), graphs)
+    assert DECLARED - {name for graph in graphs for name in graph.names} == {"fg_delay"}
 
 
 def test_scratch_that_nobody_keeps_is_seen(monkeypatch):
@@ -206,10 +223,10 @@ def test_scratch_that_nobody_keeps_is_seen(monkeypatch):
     def call():
         return fastgrad.activation_backward(dy, x, "relu", bias_grad=total)
 
-    check("activation_backward", [dy, x, total], call, set())
+    check("activation_backward", [dy, x, total], call, [])
     monkeypatch.setattr(cuda, "captured", Forgetting())
     with pytest.raises(RuntimeError, match=r"a graph uses an array of \(\d+, 7\) that was freed after the capture"):
-        check("activation_backward", [dy, x, total], call, set())
+        check("activation_backward", [dy, x, total], call, [])
 
 
 def test_what_a_capture_refuses():

@@ -129,6 +129,25 @@ def test_what_does_not_fit_goes_step_by_step(method, plans, op, dtype, hidden):
     assert plans == [None, None]
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("noise", "persistent"),
+    [
+        ({"input_dropout": 0.4}, True),
+        ({"input_dropout": 0.4, "recurrent_dropout": 0.3}, False),
+        ({"recurrent_dropout": 0.3, "training": False}, True),
+        ({"zoneout_h": 0.3, "training": False}, False),
+    ],
+    ids=str,
+)
+def test_noise_outside_of_the_steps_leaves_them_in_one_kernel(method, plans, op, noise, persistent):
+    method("persistent")
+    cases, _ = OPS[op]
+    arguments, gradients = cases.draw((3, 2, 2, 8), np.float32)
+    compared(cases, arguments, gradients, **noise, seed=3)
+    assert [plan is not None for plan in plans] == ([True] * 2 if persistent else [])
+
+
 def test_weights_off_16_bytes_go_step_by_step(method, plans):
     method("persistent")
     arguments, gradients = test_lstm.draw((2, 2, 3, 8), np.float32)
