@@ -1,8 +1,8 @@
 """Compile ahead: `warmup` and its report.
 
-On an empty cache 168 kernels of float32 took 20.5 s in one process and 11.4 s in two (two cores of a Zen 5 server);
-from a filled cache 0.6 s, in one. Numba compiles under a global lock, so only processes help: each costs 0.7 s for its
-start, and leaves its kernels in the cache, from where this process loads them in 2 ms each.
+On an empty cache 168 kernels of float32 took 20.5 s in one process and 11.4 s in two (two cores of a Zen 5 server).
+Numba compiles under a global lock, so only processes help: each costs 0.7 s for its start, and leaves its kernels in
+the cache, from where this process loads them in half a millisecond each.
 """
 
 from __future__ import annotations
@@ -233,6 +233,8 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
         before = len(runtime.builds)
         runtime.prepare()
         runners = [_report(build) for build in runtime.builds[before:]]
+        if missing:
+            _start_compiler()
         while (name := _next(missing)) is not None:
             done[name] = _make(name, jobs)
     for name in jobs:
@@ -266,6 +268,11 @@ def _make(name: str, jobs: dict[str, Job]) -> KernelReport:
         factory.get(*key)
     build = next((b for b in runtime.builds[before:] if b.name == name), None)
     return KernelReport(name, "ready", 0.0) if build is None else _report(build)
+
+
+def _start_compiler() -> None:
+    """Import Numba, which is not to count as the first kernel's time."""
+    importlib.import_module("fastgrad.kernels.compiler")
 
 
 def _next(pending: deque[str]) -> str | None:
@@ -364,7 +371,8 @@ def serve(folder: str, dtype: str, *names: str) -> None:
     if str(runtime.cache_state().written) != folder:
         return  # Numba was configured from inside the other process: what is compiled here would not be found there
     jobs = plan(names, np.dtype(dtype))
-    runtime.prepare(parallel=False)  # the start of Numba itself is not to count as the first kernel's time
+    runtime.prepare(parallel=False)
+    _start_compiler()
     print(ANSWER, flush=True)
     for line in sys.stdin:
         made = _make(line.strip(), jobs)

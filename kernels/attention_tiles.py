@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 
 from . import runtime
@@ -46,7 +45,7 @@ def _whole(dtype: np.dtype, left: str) -> Any:
     def whole(rows, a, a_stride, b, c, c_stride, start, start_stride, depth, columns):
         micro(rows, a, a_stride, b, 0, c, c_stride, start, start_stride, depth, columns)
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(whole, f"{dtype.name},{left}"))
+    return runtime.inner(whole)
 
 
 @functools.cache
@@ -84,7 +83,7 @@ def _triangle(dtype: np.dtype, left: str) -> Any:
     def add(size, a, a_stride, b, c, c_stride, columns):
         micro(size, a, a_stride, b, c, c_stride, columns)
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(add, f"{dtype.name},{left}"))
+    return runtime.inner(add)
 
 
 @functools.cache
@@ -105,7 +104,7 @@ def scored(dtype: np.dtype) -> Any:
                     min(width, last_key - key),
                 )  # fmt: skip
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(scored, dtype.name))
+    return runtime.inner(scored)
 
 
 @functools.cache
@@ -134,7 +133,7 @@ def weighted(dtype: np.dtype) -> Any:
                         height, left + depth * item, stride, panel + depth * width * item, c, sums_stride, width
                     )  # fmt: skip
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(weighted, dtype.name))
+    return runtime.inner(weighted)
 
 
 @functools.cache
@@ -166,7 +165,7 @@ def weighted_back(dtype: np.dtype) -> Any:
                         rows - row, many,
                     )  # fmt: skip
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(weighted_back, dtype.name))
+    return runtime.inner(weighted_back)
 
 
 # --- packing
@@ -183,7 +182,7 @@ def packed(dtype: np.dtype) -> Any:
                 at = target + (column * rows + row * width) * item
                 copy(source + row * stride + column * item, at, columns - column)
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(packed, dtype.name))
+    return runtime.inner(packed)
 
 
 @functools.cache
@@ -202,7 +201,7 @@ def packed_transposed(dtype: np.dtype) -> Any:
                     max(0, min(step, rows - row)), min(step, columns - column),
                 )  # fmt: skip
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(packed_transposed, dtype.name))
+    return runtime.inner(packed_transposed)
 
 
 def scale_rows(m: Machine, source: Value, stride: Value, target: Value, to: Value, rows: Value, columns: Value, scale):

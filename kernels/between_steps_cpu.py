@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from fastgrad._memory import empty
@@ -144,9 +143,7 @@ class Parts:
                 if peek(table, THRESHOLD_C) != 0:
                     draw(z_c, first, count, peek(table, SEED), peek(table, COUNTER_C), peek(table, THRESHOLD_C))
 
-        self.start_zones, self.draw_zones = (
-            numba.njit(**runtime.INNER)(runtime.unique_symbol(f, dtype.name)) for f in (start_zones, draw_zones)
-        )
+        self.start_zones, self.draw_zones = runtime.inner(start_zones), runtime.inner(draw_zones)
 
 
 class Table:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 
 from fastgrad._memory import empty
@@ -32,11 +31,6 @@ Array = np.ndarray
 
 UNITS = 32
 PARALLEL_FLOPS = 1 << 18
-
-
-def _inner(function: Any, *key: object) -> Any:
-    """Compile a function for use inside kernels; key: what it was specialised for."""
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(function, ",".join(map(str, key))))
 
 
 def batch_vectors(batch: int, dtype: np.dtype) -> int:
@@ -100,7 +94,7 @@ def turn(dtype: np.dtype, vectors: int = 0) -> Any:
                     step if vectors else height,
                 )
 
-    return _inner(turn_block, dtype, vectors)
+    return runtime.inner(turn_block)
 
 
 @functools.cache
@@ -115,7 +109,7 @@ def column_panels(dtype: np.dtype, vectors: int) -> Any:
             at = first * columns * item
             turn_block(x + at, columns * item, rows, columns, target + at, width * item)
 
-    return _inner(pack, dtype, vectors)
+    return runtime.inner(pack)
 
 
 def _copy_panel(m: Machine, source: Value, stride: Value, target: Value, rows: Value, columns: Value) -> None:
@@ -140,7 +134,7 @@ def row_panels(dtype: np.dtype) -> Any:
         for first in range(0, columns, width):
             copy(x + first * item, columns * item, target + first * batch * item, batch, columns - first)
 
-    return _inner(pack, dtype)
+    return runtime.inner(pack)
 
 
 def fill_rows(m: Machine, target: Value, stride: Value, a: Value, b: Value, rows: Value, columns: Value) -> None:
@@ -187,7 +181,7 @@ def add_product(dtype: np.dtype, vectors: int, left: str) -> Any:
             last = min(k, first + DEPTH)
             multiply(a, a_stride, rows, b, b_rows, 0, panels, panels * columns, c, c_stride, c, c_stride, first, last)
 
-    return _inner(add, dtype, vectors, left)
+    return runtime.inner(add)
 
 
 @functools.cache
@@ -208,7 +202,7 @@ def weight_rows(dtype: np.dtype, vectors: int) -> Any:
             last = min(batch, first + width)
             multiply(left, width * item, rows, x, batch, 0, panels, n, out, n * item, start, start_stride, first, last)
 
-    return _inner(write, dtype, vectors)
+    return runtime.inner(write)
 
 
 @runtime.kernel(vectors=sorted({1, VECTORS}))

@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from . import runtime, vecmath
 from .simd import Machine, Value, traced
@@ -114,8 +113,8 @@ def _sum_losses(logs, linear, rows):
     return pairwise(linear, rows)
 
 
-_counter = runtime.compiled(_count, returns=types.int64)
-_summer = runtime.compiled(_sum_losses, returns=types.float64)
+_counter = runtime.compiled(_count, returns=int)
+_summer = runtime.compiled(_sum_losses, returns=float)
 
 
 def cross_entropy(

@@ -8,11 +8,10 @@ A subnormal number lies between 0 and the smallest normal one: below 1.2e-38 in 
 
 from __future__ import annotations
 
-import numba
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from .cache import target
+from .inner import instruction
 
 I32, I64, VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 _BITS = {"x86_64": 1 << 15 | 1 << 6, "aarch64": 1 << 24, "arm64": 1 << 24}
@@ -20,8 +19,7 @@ _BITS = {"x86_64": 1 << 15 | 1 << 6, "aarch64": 1 << 24, "arm64": 1 << 24}
 
 def architecture() -> str:
     """Return the first word of the triple that Numba compiles for."""
-    triple, _, _ = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
-    return triple.partition("-")[0]
+    return target()[0].partition("-")[0]
 
 
 # The bits that flush subnormals; 0 where this module knows no such register.
@@ -29,13 +27,19 @@ FLUSH = _BITS.get(architecture(), 0)
 
 
 def _function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+    found = builder.module.globals.get(name)
+    return found or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _place(builder: ir.IRBuilder) -> ir.Value:
+    with builder.goto_entry_block():  # once, however often the code around it runs
+        return builder.alloca(I32)
 
 
 def emit_read(builder: ir.IRBuilder, architecture: str) -> ir.Value:
     """Return the register as i64."""
     if architecture == "x86_64":
-        place = cgutils.alloca_once(builder, I32)
+        place = _place(builder)
         builder.call(_function(builder, "llvm.x86.sse.stmxcsr", VOID, ir.PointerType()), [place])
         return builder.zext(builder.load(place), I64)
     if architecture in _BITS:
@@ -46,29 +50,20 @@ def emit_read(builder: ir.IRBuilder, architecture: str) -> ir.Value:
 def emit_write(builder: ir.IRBuilder, architecture: str, value: ir.Value) -> None:
     """Set the register to an i64."""
     if architecture == "x86_64":
-        place = cgutils.alloca_once(builder, I32)
+        place = _place(builder)
         builder.store(builder.trunc(value, I32), place)
         builder.call(_function(builder, "llvm.x86.sse.ldmxcsr", VOID, ir.PointerType()), [place])
     elif architecture in _BITS:
         builder.call(_function(builder, "llvm.aarch64.set.fpcr", VOID, I64), [value])
 
 
-@intrinsic
-def read_control(typingctx):
+@instruction("int64()")
+def read_control(builder):
     """Return the register of this thread as int64; 0 where there is none."""
-
-    def generate(context, builder, signature, values):
-        return emit_read(builder, architecture())
-
-    return types.int64(), generate
+    return emit_read(builder, architecture())
 
 
-@intrinsic
-def write_control(typingctx, value):
+@instruction("void(int64)")
+def write_control(builder, value):
     """Set the register of this thread."""
-
-    def generate(context, builder, signature, values):
-        emit_write(builder, architecture(), values[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    emit_write(builder, architecture(), value)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from . import runtime
 from .norm_cpu import SAFE_SQUARES, UNSAFE, sum_blocks, tensor_norms
@@ -138,7 +137,7 @@ def _fold(results, starts, tensors, double, found):
     return unsafe
 
 
-_folder = runtime.compiled(_fold, returns=types.int64)
+_folder = runtime.compiled(_fold, returns=int)
 
 
 def health(arrays: Sequence[np.ndarray]) -> np.ndarray:

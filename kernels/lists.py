@@ -18,9 +18,7 @@ import itertools
 import sys
 import sysconfig
 
-import numba
 import numpy as np
-from numba import types
 
 from . import runtime
 from .runtime import peek, poke
@@ -52,7 +50,7 @@ PASSED, SETS, SCRATCH, NDARRAY, SINGLE, DOUBLE, HEAD = range(7)
 LISTS, LENGTH, WRITTEN, ADDRESSES, SIZES, STARTS, BLOCKS, ELEMENTS, ENTRY = range(9)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _merge(source, target, first, middle, last):
     """Merge two runs of pairs, sorted by their first number, from one buffer into another."""
     left, right = first, middle
@@ -67,7 +65,7 @@ def _merge(source, target, first, middle, last):
         right += not take_left
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _apart(plan, itemsize):
     """Say whether no array that is written shares memory with another one."""
     total = 0
@@ -104,7 +102,7 @@ def _apart(plan, itemsize):
     return True
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _plain(array, ndarray, kind, flags):
     """Say whether an object is an ndarray, of this kind of dtype, with all of these flags."""
     if peek(array + TYPE, 0) != ndarray:
@@ -114,7 +112,7 @@ def _plain(array, ndarray, kind, flags):
     return peek(array + FLAGS, 0) & flags == flags
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _size_if_alike(items, k, length, lists, ndarray, kind, written):
     """Return the size of entry k of every list, or -1 where one is not plain or has another shape."""
     first = peek(items, k)
@@ -184,7 +182,7 @@ def _all_within(numbers, count, low, high, other):
     return within
 
 
-_within_checker = runtime.compiled(_all_within, returns=types.boolean)
+_within_checker = runtime.compiled(_all_within, returns=bool)
 
 
 def all_within(numbers: np.ndarray, low: int, high: int, other: int) -> bool:
@@ -193,7 +191,7 @@ def all_within(numbers: np.ndarray, low: int, high: int, other: int) -> bool:
 
 
 # With the GIL: nobody replaces or frees an object while it is read.
-_reader = runtime.compiled(_read_lists, nogil=False, returns=types.int64)
+_reader = runtime.compiled(_read_lists, nogil=False, returns=int)
 
 
 def _number(address: int) -> int:

@@ -20,7 +20,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from fastgrad._memory import empty
@@ -167,7 +166,7 @@ def rows_by_panels(dtype: np.dtype, left: str = BY_ROWS, vectors: int = VECTORS)
                     min(width, n - column),
                 )
 
-    return numba.njit(**runtime.INNER)(runtime.unique_symbol(multiply, f"{dtype.name},{left},{vectors}"))
+    return runtime.inner(multiply)
 
 
 # --- packing

@@ -16,9 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
 
 from . import runtime
 from .runtime import peek, peek_double, poke_double
@@ -98,7 +96,7 @@ def _max_abs(dtype: np.dtype) -> Any:
     return _reduction(dtype, dtype.type, lambda m, s, x, f: _larger(m, s, m.abs(x)), _larger)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _largest(values, count):
     """Return the largest of numbers that are not negative, 0 of none; a NaN wins."""
     largest = 0.0
@@ -109,7 +107,7 @@ def _largest(values, count):
     return largest
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def sum_blocks(partial, starts, tensor):
     first, count = peek(starts, tensor), peek(starts, tensor + 1) - peek(starts, tensor)
     if count == 0:
@@ -119,7 +117,7 @@ def sum_blocks(partial, starts, tensor):
     return peek_double(partial, first) + pairwise(partial + (first + 1) * 8, count - 1)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _norm_of_norms(norms, tensors, scratch):
     largest = _largest(norms, tensors)
     if not 0.0 < largest < math.inf:
@@ -142,7 +140,7 @@ def _fold_blocks(partial, starts, tensors, largest, result):
     return _largest(result, tensors) if largest else pairwise(result, tensors)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def _fold_squares(partial, starts, tensors, checked, norms, scratch):
     # the norm of all, or UNSAFE where one of the norms is
     low, high = SAFE_SQUARES
@@ -157,12 +155,12 @@ def _fold_squares(partial, starts, tensors, checked, norms, scratch):
     return UNSAFE if unsafe else _norm_of_norms(norms, tensors, scratch)
 
 
-_blocks_folder = runtime.compiled(_fold_blocks, returns=types.float64)
-_norms_folder = runtime.compiled(_norm_of_norms.py_func, returns=types.float64)
-_squares_folder = runtime.compiled(_fold_squares.py_func, returns=types.float64)
+_blocks_folder = runtime.compiled(_fold_blocks, returns=float)
+_norms_folder = runtime.compiled(_norm_of_norms.py_func, returns=float)
+_squares_folder = runtime.compiled(_fold_squares.py_func, returns=float)
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def clip_coefficient(norm, limit):
     coefficient = limit / (norm + NORM_EPS)
     return 1.0 if coefficient >= 1.0 else coefficient  # NaN falls through
@@ -184,7 +182,7 @@ def _norm_and_step(task, flush):
     return norm
 
 
-_norm_and_stepper = runtime.compiled(_norm_and_step, returns=types.float64)
+_norm_and_stepper = runtime.compiled(_norm_and_step, returns=float)
 
 
 @functools.lru_cache(maxsize=8)

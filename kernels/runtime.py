@@ -1,4 +1,4 @@
-"""Compile the CPU kernels, keep them on disk, and run them over blocks on all cores.
+"""Run CPU kernels over blocks on all cores: compiled, or loaded from the cache.
 
 A kernel is a Python function `kernel(block, pointers)` that Numba compiles to a C function:
 
@@ -7,298 +7,49 @@ A kernel is a Python function `kernel(block, pointers)` that Numba compiles to a
 
 `run(kernel, blocks, pointers)` is the one door: it runs all blocks, in parallel where asked.
 
-The compile cache can't serve a stale kernel: the name of its folder is a hash of every source file in this package, of
-the versions of Numba and LLVM, and of the processor. It lies in $FASTGRAD_CACHE_DIR, else in the user's cache folder,
-else in a private folder under the temporary one. A filled one that can't be written is read; where there is none, each
-process compiles anew. Code is loaded from nothing that other users could have written (root excepted).
+What is around it: tables.py (what kernels are given), inner.py (what they call), threads.py, cache.py, compiler.py
+(Numba, imported only where something has to be compiled), machine_code.py (what runs it).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import hashlib
-import os
-import pickle
-import shutil
-import stat
-import struct
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import llvmlite
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
-from numba.core import cgutils
-from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
-from numba.extending import intrinsic
 
 from fastgrad._subnormals import get_subnormals
 
+from .cache import CacheState, Entry, cache_folder, cache_state, folder_beside, source_hash, target
 from .fpcontrol import FLUSH, read_control, write_control
+from .inner import Inner, as_double, inner, instruction, peek, peek_double, poke, poke_double
+from .machine_code import ENTRY, load, load_python
+from .tables import HEADER, address, address_of, addresses, bits, doubles, handle, table
+from .threads import (
+    OpenMP,
+    layer,
+    max_threads,
+    num_threads,
+    pool_lost,
+    set_num_threads,
+    threading_layer,
+)
 
-# No fast-math flag anywhere: nnan and ninf would let the compiler assume away what this library must report, and
-# contraction is written out as fma where it is wanted (see simd.py).
-OPTIONS: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": False}
-INNER: dict[str, Any] = {k: v for k, v in OPTIONS.items() if k != "nopython"}  # njit options of functions in kernels
-SIGNATURE = types.void(types.int64, types.CPointer(types.int64))
-CHECKSUM_BYTES = hashlib.sha256().digest_size
-GENERATIONS_KEPT = 4  # folders of earlier sources left in the cache
+__all__ = [
+    "Build", "CacheState", "Factory", "Inner", "Kernel", "Launch", "Queue", "address", "address_of", "addresses",
+    "as_double", "bits", "builds", "cache_folder", "cache_state", "compiled", "doubles", "factories", "flushing",
+    "folder_beside", "handle", "inner", "kernel", "max_threads", "num_threads", "peek", "peek_double", "poke",
+    "poke_double", "pool_lost", "prepare", "run", "run_block", "run_in_turn", "set_num_threads", "source_hash", "table",
+    "target", "threading_layer",
+]  # fmt: skip
 
-
-@intrinsic
-def _call_kernel(typingctx, address, block, pointers):
-    """Call the C function at `address` with (block, pointers), the latter given as an address."""
-
-    def generate(context, builder, signature, values):
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), cgutils.voidptr_t])
-        function = builder.inttoptr(values[0], kind.as_pointer())
-        builder.call(function, [values[1], builder.inttoptr(values[2], cgutils.voidptr_t)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def peek(typingctx, address, index):
-    """Return the int64 number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        return builder.load(builder.gep(table, [values[1]], source_etype=ir.IntType(64)), typ=ir.IntType(64))
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def poke(typingctx, address, index, value):
-    """Write int64 number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        builder.store(values[2], builder.gep(table, [values[1]], source_etype=ir.IntType(64)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def peek_double(typingctx, address, index):
-    """Return double number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        return builder.load(builder.gep(table, [values[1]], source_etype=ir.DoubleType()), typ=ir.DoubleType())
-
-    return types.float64(types.int64, types.int64), generate
-
-
-@intrinsic
-def poke_double(typingctx, address, index, value):
-    """Write double number `index` of the table at `address`."""
-
-    def generate(context, builder, signature, values):
-        table = builder.inttoptr(values[0], ir.PointerType())
-        builder.store(values[2], builder.gep(table, [values[1]], source_etype=ir.DoubleType()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.float64), generate
-
-
-@intrinsic
-def as_double(typingctx, entry):
-    """Return the double whose bits are an int64 number: what `bits` put into a table."""
-
-    def generate(context, builder, signature, values):
-        return builder.bitcast(values[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
-# --- compile cache
-
-
-def target() -> tuple[str, str, str]:
-    """Return the triple, the name and the features of the processor that Numba compiles for."""
-    return numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
-
-
-@functools.cache
-def source_hash() -> str:
-    """Return a hash of all that compiled code is made of: these sources, the compilers, the processor."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update(repr((target(), numba.__version__, llvmlite.__version__, np.__version__, sys.version)).encode())
-    return digest.hexdigest()[:32]
-
-
-@dataclass(frozen=True, slots=True)
-class CacheState:
-    """Where compiled kernels are kept.
-
-    folders : of these sources, to load from; where there are several, the first that has the kernel serves
-    written : the one of them that new kernels are put into, or None
-    trouble : for each folder that was passed over or can't be written, why
-    """
-
-    folders: tuple[Path, ...]
-    written: Path | None
-    trouble: tuple[str, ...]
-
-
-def _distrust(status: os.stat_result) -> str | None:
-    """Say why no code may be loaded from a file or folder: others than this user and root could have written it."""
-    if not hasattr(os, "getuid"):
-        return None
-    own = status.st_uid == os.getuid()
-    if not own and status.st_uid != 0:
-        return f"belongs to another user (uid {status.st_uid})"
-    others = stat.S_IWOTH if own else stat.S_IWOTH | stat.S_IWGRP
-    # In a sticky folder others can add files, which are looked at one by one, but not replace any.
-    if status.st_mode & others and not status.st_mode & stat.S_ISVTX:
-        return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):o}); chmod go-w makes it usable"
-    return None
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _unusable(root: Path, folder: Path) -> str | None:
-    """Create `folder` below `root`, private to this user, where it is missing; say why it can't be read."""
-    try:
-        for path in (root, folder):
-            if not path.is_dir():
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            distrust = _distrust(path.stat())
-            if distrust:
-                return f"{path} {distrust}"
-    except OSError as error:
-        return f"{folder} can't be made: {error.strerror}"
-    return None
-
-
-def _roots() -> list[Path]:
-    if "FASTGRAD_CACHE_DIR" in os.environ:
-        return [Path(os.environ["FASTGRAD_CACHE_DIR"])]
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    return [Path(home) / "fastgrad", Path(tempfile.gettempdir()) / f"fastgrad-{user}"]
-
-
-@functools.cache
-def cache_state() -> CacheState:
-    """Return where compiled kernels are kept, settled at the first call in a process."""
-    folders: list[Path] = []
-    trouble: list[str] = []
-    for root in _roots():
-        folder = root / source_hash()
-        why = _unusable(root, folder)
-        if why is None:
-            folders.append(folder)
-            if _writable(folder):
-                _prune(root, folder)
-                return CacheState(tuple(folders), folder, tuple(trouble))
-            why = f"{folder} can't be written"
-        trouble.append(why)
-    return CacheState(tuple(folders), None, tuple(trouble))
-
-
-def cache_folder() -> Path | None:
-    """Return the folder that new kernels are put into, or None where nothing can be written."""
-    return cache_state().written
-
-
-def folder_beside(name: str) -> Path | None:
-    """Return a folder for other things to keep, private to this user, or None where none can be written."""
-    for root in _roots():
-        folder = root / name
-        if _unusable(root, folder) is None and _writable(folder):
-            return folder
-    return None
-
-
-def _prune(root: Path, current: Path) -> None:
-    """Delete all but the newest generations."""
-    try:
-        os.utime(current)
-        folders = [p for p in root.iterdir() if p.is_dir() and len(p.name) == len(current.name)]
-        generations = sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)
-        for old in generations[GENERATIONS_KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError:
-        pass  # another process is pruning, or the folder is read-only: nothing depends on it
-
-
-class _Cache:
-    """Numba's cache protocol over one file per compiled function: a checksum, then the pickled code.
-
-    name : of the kernel, with all that it was specialised for
-    source : file that it was written in, if that is not in this package, whose sources name the folder
-    """
-
-    def __init__(self, name: str, source: str | None = None):
-        self.name = name
-        self.loaded = False
-        self.salt = b""
-        if source is not None and Path(source).parent != Path(__file__).parent:
-            self.salt = Path(source).read_bytes()
-
-    def _file(self, signature: object) -> str:
-        digest = hashlib.sha256(f"{self.name}{signature}".encode() + self.salt).hexdigest()[:24]
-        return f"{self.name.split('(')[0]}-{digest}.bin"
-
-    def _read(self, path: Path) -> bytes | None:
-        try:
-            with path.open("rb") as file:
-                if _distrust(os.fstat(file.fileno())):
-                    return None
-                content = file.read()
-        except OSError:
-            return None
-        checksum, payload = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
-        # A damaged file: compile anew, and replace it.
-        return payload if hashlib.sha256(payload).digest() == checksum else None
-
-    def has(self, signature: object) -> bool:
-        """Say whether there is a file to load."""
-        return any((folder / self._file(signature)).exists() for folder in cache_state().folders)
-
-    def load_overload(self, signature: object, target_context: Any) -> Any:
-        for folder in cache_state().folders:
-            payload = self._read(folder / self._file(signature))
-            if payload is not None:
-                target_context.refresh()  # defines the symbols that the code may refer to
-                self.loaded = True
-                return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        return None
-
-    def save_overload(self, signature: object, result: Any) -> None:
-        written = cache_state().written
-        if written is None or result.library.has_dynamic_globals:
-            return
-        payload = pickle.dumps(result._reduce(), protocol=pickle.HIGHEST_PROTOCOL)
-        # Written aside and renamed: processes that compile at the same time don't see each other's half. A full disk
-        # costs the next process a compilation, not this one its result.
-        with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=written) as folder:
-            file = Path(folder) / self._file(signature)
-            file.write_bytes(hashlib.sha256(payload).digest() + payload)
-            os.replace(file, written / file.name)
+KERNEL_ARGUMENTS = "int64, CPointer(int64)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,37 +65,40 @@ builds: list[Build] = []  # all of this process, in their order
 
 
 @contextlib.contextmanager
-def _recorded(cache: _Cache) -> Iterator[None]:
+def _built(name: str, source: str, compile_: Callable[[], bytes]) -> Iterator[bytes]:
+    """Give the object code of a function, from the cache or else compiled, and record what is done with it."""
     start = time.perf_counter()
-    yield
-    builds.append(Build(cache.name, not cache.loaded, time.perf_counter() - start))
+    entry = Entry(name, source)
+    cached = entry.load()
+    code = compile_() if cached is None else cached
+    yield code
+    if cached is None:
+        entry.save(code)
+    builds.append(Build(name, cached is None, time.perf_counter() - start))
 
 
 # --- kernels
 
 
-def unique_symbol(function: Callable[..., None], name: str) -> Callable[..., None]:
-    """Name a function's machine code after what it was specialised for, and return it.
-
-    Numba numbers functions of one name within a process. Code that two processes put into the cache may carry the same
-    number, and a third one that loads both would run one in place of the other.
-    """
-    function.__qualname__ = f"{function.__name__}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return function
-
-
 class Kernel:
-    """A compiled kernel: the address of a C function (block, pointers). Create it with `kernel`."""
+    """A compiled kernel: the address of a C function (block, pointers). Create it with `kernel`.
 
-    def __init__(self, function: Callable[..., None], name: str):
+    define : returns its Python function; called where that has to be compiled
+    """
+
+    def __init__(
+        self, define: Callable[[], Callable[..., None]], name: str, source: str, arguments: str = KERNEL_ARGUMENTS
+    ):
         self.name = name
-        unique_symbol(function, name)
-        compiled = CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options=dict(OPTIONS))
-        compiled._cache = cache = _Cache(name, function.__code__.co_filename)  # type: ignore[attr-defined]
-        with _recorded(cache):
-            compiled.compile()
-        self._compiled = compiled  # owns the machine code
-        self.address = int(compiled.address)  # type: ignore[arg-type]
+
+        def compile_() -> bytes:
+            from . import compiler
+
+            return compiler.c_function(define(), arguments)
+
+        with _built(name, source, compile_) as code:
+            self._code = load(code)  # owns the machine code
+        self.address: int = self._code[ENTRY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +106,7 @@ class Factory:
     """What makes the kernels of one kind.
 
     get : get(*key) returns the kernel of a key
+    source : file that it was written in
     parameters : names of what a key holds -> their types
     values : parameter -> what programs give, where that does not follow from its type
     kernels : those that this process has, by key
@@ -359,6 +114,7 @@ class Factory:
 
     name: str
     get: Callable[..., Kernel]
+    source: str
     parameters: dict[str, str]
     values: dict[str, Sequence[Hashable]]
     kernels: dict[Hashable, Kernel]
@@ -367,8 +123,8 @@ class Factory:
         return f"{self.name}({','.join(k.name if isinstance(k, np.dtype) else str(k) for k in key)})"
 
     def is_cached(self, key: Sequence[Hashable]) -> bool:
-        """Say whether the cache has a kernel of this package."""
-        return _Cache(self.kernel_name(key)).has(SIGNATURE)
+        """Say whether the cache has a kernel."""
+        return Entry(self.kernel_name(key), self.source).exists()
 
 
 factories: dict[str, Factory] = {}  # of the modules imported so far, by name
@@ -391,6 +147,7 @@ def kernel(function: Define | None = None, /, **values: Sequence[Hashable]) -> A
 def _register(function: Define, values: dict[str, Sequence[Hashable]]) -> Callable[..., Kernel]:
     lock = threading.Lock()
     kernels: dict[Hashable, Kernel] = {}
+    source = function.__code__.co_filename
 
     @functools.wraps(function)
     def get(*key: Hashable) -> Kernel:
@@ -399,25 +156,73 @@ def _register(function: Define, values: dict[str, Sequence[Hashable]]) -> Callab
             with lock:
                 found = kernels.get(key)
                 if found is None:
-                    found = kernels[key] = Kernel(function(*key), factory.kernel_name(key))
+                    found = kernels[key] = Kernel(lambda: function(*key), factory.kernel_name(key), source)
         return found
 
     name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
     parameters = {name: type_ for name, type_ in function.__annotations__.items() if name != "return"}
-    factory = factories[name] = Factory(name, get, parameters, values, kernels)
+    factory = factories[name] = Factory(name, get, source, parameters, values, kernels)
     return get
 
 
-# --- running
-
-_HEADER = object.__basicsize__  # in bytes; what follows it in an array is the pointer to its elements
-
-# OpenMP's threads spin for some milliseconds between launches, and that is left so. Told to sleep after 0.2 to 1 ms
-# (GOMP_SPINCOUNT), a step of the trainer took as long on a quiet machine and a fifth less beside a busy process; but
-# now and then the scheduler kept waking both threads on one core, where each launch waits for a whole spin.
+_helpers: list[Callable[[], Callable[..., Any]]] = []  # of the modules imported so far
 
 
-@numba.njit(**INNER)
+def compiled(
+    function: Callable[..., Any], nogil: bool = True, returns: type | None = None
+) -> Callable[[], Callable[..., Any]]:
+    """Return what gives `function`, of int64 arguments, compiled for calls from Python: when it is first asked.
+
+    nogil : run it without the interpreter's lock
+    returns : int, float or bool, if it returns anything
+    """
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+    def compile_() -> bytes:
+        from . import compiler
+
+        return compiler.python_function(function, nogil, returns)
+
+    @functools.cache
+    def get() -> Callable[..., Any]:
+        with _built(name, function.__code__.co_filename, compile_) as code:
+            return load_python(code, name)
+
+    _helpers.append(get)
+    return get
+
+
+# --- loops over blocks
+
+
+def _call(builder: ir.IRBuilder, address: ir.Value, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
+
+
+I32, I64, VOID, POINTER = ir.IntType(32), ir.IntType(64), ir.VoidType(), ir.PointerType()
+
+
+@instruction("void(int64, int64, int64)")
+def _call_kernel(builder, address, block, pointers):
+    """Call the C function at `address` with (block, pointers), the latter given as an address."""
+    _call(builder, address, VOID, block, builder.inttoptr(pointers, POINTER))
+
+
+@instruction("int64(int64)")
+def _ask(builder, address):
+    """Return what the C function `int f(void)` at `address` returns."""
+    return builder.sext(_call(builder, address, I32), I64)
+
+
+@instruction("void(int64, int64, int64, int64)")
+def _start_team(builder, address, function, task, threads):
+    """Call `GOMP_parallel(function, task, threads, 0)`: each thread of a team runs function(task)."""
+    places = [builder.inttoptr(value, POINTER) for value in (function, task)]
+    _call(builder, address, VOID, *places, builder.trunc(threads, I32), I32(0))
+
+
+@inner
 def run_block(address, block, pointers, flush):
     """Run one block of the kernel at `address`."""
     # The thread is the caller's, Numba's or OpenMP's: it gets its register back. Reading it takes 4 ns a block, writing
@@ -432,17 +237,11 @@ def run_block(address, block, pointers, flush):
         write_control(before)
 
 
-@numba.njit(**INNER)
+@inner
 def _find(pointers, arrays):
     # handles of arrays -> their addresses
     for k in range(arrays):
-        poke(pointers, k, peek(peek(pointers, k) + _HEADER, 0))
-
-
-def _run_parallel(address, blocks, pointers, flush, arrays):
-    _find(pointers, arrays)
-    for block in prange(blocks):
-        run_block(address, block, pointers, flush)
+        poke(pointers, k, peek(peek(pointers, k) + HEADER, 0))
 
 
 def _run_serial(address, blocks, pointers, flush, arrays):
@@ -451,99 +250,86 @@ def _run_serial(address, blocks, pointers, flush, arrays):
         run_block(address, block, pointers, flush)
 
 
-def _compile(
-    function: Callable[..., Any], parallel: bool, nogil: bool, returns: Any = types.void
-) -> Callable[..., Any]:
-    dispatcher = numba.njit(**{**INNER, "nogil": nogil}, parallel=parallel)(function)
-    dispatcher._cache = cache = _Cache(f"{function.__module__.rpartition('.')[2]}.{function.__name__}")
-    with _recorded(cache):
-        dispatcher.compile(returns(*[types.int64] * function.__code__.co_argcount))
-    dispatcher.disable_compile()
-    return dispatcher
+_serial = compiled(_run_serial)
 
 
-_helpers: list[Callable[[], Callable[..., Any]]] = []  # of the modules imported so far
+def _run_in_turn(launches, count, flush):
+    # launches: for each the kernel's address, how many blocks, the address of its table, how many arrays
+    for k in range(0, 4 * count, 4):
+        _find(peek(launches, k + 2), peek(launches, k + 3))
+        for block in range(peek(launches, k + 1)):
+            run_block(peek(launches, k), block, peek(launches, k + 2), flush)
 
 
-def compiled(
-    function: Callable[..., Any], nogil: bool = True, returns: Any = types.void
-) -> Callable[[], Callable[..., Any]]:
-    """Return what gives `function`, of int64 arguments, compiled for calls from Python: when it is first asked.
+_in_turn = compiled(_run_in_turn)
 
-    nogil : run it without the interpreter's lock
-    returns : Numba's type of what it returns
-    """
-    get = functools.cache(lambda: _compile(function, False, nogil, returns))
-    _helpers.append(get)
-    return get
+
+@inner
+def _run_share(task, thread, threads):
+    # task: the kernel's address, how many blocks, the address of its table, whether to flush
+    blocks = peek(task, 1)
+    for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+        run_block(peek(task, 0), block, peek(task, 2), peek(task, 3))
+
+
+def _run_in_team(task):
+    # behind the task: what tells the place in the team, and what tells its size
+    _run_share(task, _ask(peek(task, 4)), _ask(peek(task, 5)))
+
+
+def _run_parallel(start, function, task, threads, pointers, arrays):
+    _find(pointers, arrays)
+    _start_team(start, function, task, threads)
+
+
+_parallel = compiled(_run_parallel)
+
+
+def _run_for_numba(arguments, sizes, strides, task):
+    # arguments[0]: address of the number of this share, of sizes[0] when it all began: entry 4 of the task
+    _run_share(task, peek(peek(arguments, 0), 0), peek(task, 4))
 
 
 @functools.cache
-def _runner(parallel: bool) -> Callable[[int, int, int, int, int], None]:
-    return _compile(_run_parallel if parallel else _run_serial, parallel, nogil=True)
+def _share(openmp: bool) -> Kernel:
+    """Return the C function that runs the share of one thread, for OpenMP or for a layer of Numba's."""
+    function, arguments = (_run_in_team, "int64") if openmp else (_run_for_numba, "int64, int64, int64, int64")
+    return Kernel(lambda: function, f"runtime.{function.__name__}", __file__, arguments)
 
 
-_parallel_lock = threading.Lock()
+_turn = threading.Lock()
 
 
-@functools.cache
-def threading_layer() -> str:
-    """Return which of Numba's threading layers runs the threads: tbb, omp or workqueue."""
-    _runner(True)
-    return numba.threading_layer()
-
-
-@functools.cache
-def _needs_lock() -> bool:
-    """Say whether the threading layer can't be entered from two Python threads at once."""
-    return threading_layer() == "workqueue"
+def _run_threads(threads: int, kernel: int, blocks: int, pointers: int, flush: bool, arrays: int) -> None:
+    team = layer()
+    if isinstance(team, OpenMP):
+        task = table(kernel, blocks, pointers, flush, team.place, team.size)
+        _parallel()(team.start, _share(True).address, address_of(task), threads, pointers, arrays)
+        return
+    _serial()(kernel, 0, pointers, flush, arrays)  # for the handles
+    task, numbers = table(kernel, blocks, pointers, flush, threads), table(*range(threads))
+    places, sizes, strides = table(address_of(numbers)), table(threads), table(8)
+    # Numba's workqueue can't be entered from two Python threads at once.
+    with _turn if team.name == "workqueue" else contextlib.nullcontext():
+        team.start(_share(False).address, *map(address_of, (places, sizes, strides, task)), 0, 1, threads)
 
 
 def prepare(parallel: bool = True) -> None:
     """Make ready what runs kernels: the loops over blocks, and what the modules imported so far have `compiled`.
 
-    parallel : also the loop that starts the threads, where there is more than one
+    parallel : also what starts the threads, where there is more than one
     """
-    _runner(False)
-    if parallel and max_threads() > 1:
-        _runner(True)
     for helper in _helpers:
-        helper()
+        if helper is not _parallel:
+            helper()
+    if parallel and max_threads() > 1:
+        team = layer()
+        _share(isinstance(team, OpenMP))
+        if isinstance(team, OpenMP):
+            _parallel()
 
 
-_pool_lost = False  # in the child of a fork, which has none of its parent's threads
-
-
-def _after_fork_in_child() -> None:
-    global _pool_lost
-    _pool_lost = _runner.cache_info().currsize > 0
-
-
-if hasattr(os, "register_at_fork"):
-    # OpenMP's pool does not survive a fork: using it there ends the process. The child computes on one thread instead.
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def pool_lost() -> bool:
-    """Say whether this process was forked from one that had run kernels, and computes on one thread."""
-    return _pool_lost
-
-
-_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-
-
-def max_threads() -> int:
-    return numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-
-
-def set_num_threads(n: int) -> None:
-    global _threads
-    _threads = n
-
-
-def num_threads() -> int:
-    """Return how many threads a parallel run uses."""
-    return 1 if _pool_lost else _threads
+# --- running
 
 
 def flushing() -> bool:
@@ -570,25 +356,9 @@ def run(
         at = address_of(pointers) if isinstance(pointers, bytes) else address(pointers)
     flush = flushing()
     if not parallel or blocks == 1 or (threads := num_threads()) == 1:
-        _runner(False)(kernel.address, blocks, at, flush, arrays)
+        _serial()(kernel.address, blocks, at, flush, arrays)
         return
-    arguments = (kernel.address, blocks, at, flush, arrays)
-    if _needs_lock():
-        with _parallel_lock:
-            _run_threads(threads, *arguments)
-    else:
-        _run_threads(threads, *arguments)
-
-
-def _run_in_turn(launches, count, flush):
-    # launches: for each the kernel's address, how many blocks, the address of its table, how many arrays
-    for k in range(0, 4 * count, 4):
-        _find(peek(launches, k + 2), peek(launches, k + 3))
-        for block in range(peek(launches, k + 1)):
-            run_block(peek(launches, k), block, peek(launches, k + 2), flush)
-
-
-_in_turn = compiled(_run_in_turn)
+    _run_threads(threads, kernel.address, blocks, at, flush, arrays)
 
 
 Launch = tuple[Kernel, int, bytes, bool, int]  # the arguments of `run`, with a `table`
@@ -627,93 +397,3 @@ class Queue:
         if self.launches:
             run_in_turn(*self.launches)
         self.launches, self.kept = [], []
-
-
-def _run_threads(threads: int, *arguments: int) -> None:
-    before = numba.get_num_threads()
-    if before == threads:
-        _runner(True)(*arguments)
-        return
-    # Numba's setting belongs to the Python thread and to whatever else runs there: it is put back.
-    numba.set_num_threads(threads)
-    try:
-        _runner(True)(*arguments)
-    finally:
-        numba.set_num_threads(before)
-
-
-# --- addresses
-
-# The pointer to an array's elements follows the object header in NumPy's public struct, where every compiled extension
-# reads it (PyArray_DATA): 0.1 us against 0.8 for __array_interface__.
-_number_at = ctypes.c_ssize_t.from_address
-
-
-def _address_in_object(array: np.ndarray) -> int:
-    return _number_at(id(array) + _HEADER).value
-
-
-def _address_by_interface(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
-
-
-def _readable() -> bool:
-    probe = np.empty(3)
-    return sys.implementation.name == "cpython" and _address_in_object(probe) == _address_by_interface(probe)
-
-
-address: Callable[[np.ndarray], int] = _address_in_object if _readable() else _address_by_interface
-"""Return the address of an array's first element."""
-
-
-# A table of twelve entries takes 0.1 us so; an array of them takes 0.4, and its address another 0.1.
-_PACKERS = [struct.Struct(f"{entries}q").pack for entries in range(128)]
-_to_int, _from_double = struct.Struct("q").unpack, struct.Struct("d").pack
-
-
-def table(*entries: int) -> bytes:
-    """Return the table of pointers of a kernel: addresses, sizes, strides, and doubles as `bits`."""
-    return _PACKERS[len(entries)](*entries)
-
-
-_DOUBLE_PACKERS = [struct.Struct(f"{count}d").pack for count in range(16)]
-
-
-def doubles(*numbers: float) -> bytes:
-    """Return numbers one behind the other, for a kernel that is given the `address_of` them."""
-    return _DOUBLE_PACKERS[len(numbers)](*numbers)
-
-
-def bits(number: float) -> int:
-    """Return a double as an entry of a table, for the kernel to take by `as_double`."""
-    return _to_int(_from_double(number))[0]
-
-
-# The bytes of an object stand at the end of its header, with a NUL behind them.
-_BYTES_HEADER = bytes.__basicsize__ - 1
-
-
-def _place_in_object(content: bytes) -> int:
-    return id(content) + _BYTES_HEADER
-
-
-def _place_by_interface(content: bytes) -> int:
-    return _address_by_interface(np.frombuffer(content, np.uint8))
-
-
-def _bytes_readable() -> bool:
-    probe = table(*range(5))
-    return _readable() and _place_in_object(probe) == _place_by_interface(probe)
-
-
-address_of: Callable[[bytes], int] = _place_in_object if _bytes_readable() else _place_by_interface
-"""Return the address of a `table` or of `doubles`."""
-
-
-handle: Callable[[np.ndarray], int] = id if address is _address_in_object else address
-"""Return what stands for an array at the beginning of a table: an address takes 0.1 us, this 0.02."""
-
-
-def addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the addresses of the first elements of many arrays, int64 (len(arrays),)."""
-    return np.fromiter(map(address, arrays), np.int64, len(arrays))

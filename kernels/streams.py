@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from . import runtime
@@ -24,7 +23,7 @@ STREAMING_BYTES = 1 << 25  # an output of this size has left the caches before a
 Formula = Callable[[Machine, list[Value], list[Value]], tuple[Value, ...]]
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def tensor_of_block(starts, tensors, block):
     """Return which tensor a block belongs to; starts: address of the blocks before each tensor."""
     low, high = 0, tensors - 1

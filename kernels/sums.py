@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numba
-from numba import types
-
 from . import runtime
 from .runtime import peek_double
 
 
-@numba.njit(**runtime.INNER)
+@runtime.inner
 def pairwise(values, count):
     """Sum doubles in NumPy's order: eight totals in each run of 128, and a tree of those."""
     if count < 8:
@@ -42,7 +39,7 @@ def _sum(values, count):
     return pairwise(values, count)
 
 
-_summer = runtime.compiled(_sum, returns=types.float64)
+_summer = runtime.compiled(_sum, returns=float)
 
 
 def total(values: int, count: int) -> float:

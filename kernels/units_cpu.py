@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from . import runtime
@@ -63,7 +62,7 @@ def _clip_units(dtype: np.dtype, adaptive: bool) -> Any:
 
     sum_squares, max_abs, multiply = traced(squares, dtype), traced(largest, dtype), traced(scale, dtype)
 
-    @numba.njit(**runtime.INNER)
+    @runtime.inner
     def norm_of(base, length, scratch):
         sum_squares(base, length, 1.0, scratch)
         total = peek_double(scratch, 0)

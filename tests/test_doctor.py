@@ -63,13 +63,13 @@ def test_advice_stands_below_its_topic():
 
 def test_what_is_broken_is_said():
     code = (
-        "import sys; sys.modules['numba'] = None; import fastgrad; r = fastgrad.doctor(measure=True)\n"
+        "import sys; sys.modules['llvmlite'] = None; import fastgrad; r = fastgrad.doctor(measure=True)\n"
         "print(r['vectors']); print(r['copy']); print(r['memory'].value)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     vectors, copy, memory = done.stdout.splitlines()
     for line in (vectors, copy):
-        assert "not known: ModuleNotFoundError: import of numba" in line and "pip install" in line
+        assert "not known: ModuleNotFoundError: import of llvmlite" in line and "pip install" in line
     assert "not known:" not in memory
 
 

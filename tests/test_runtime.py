@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastgrad.kernels import runtime
+from fastgrad.kernels import cache, runtime
 
 import fastgrad
 from fastgrad import _memory
@@ -93,8 +93,8 @@ def test_a_home_that_cannot_be_written_falls_back(copied_package, tmp_path):
 
 # Permissions don't bind root, which tests may run as: the probe that writes a file is told to fail instead.
 READ_ONLY = """
-from fastgrad.kernels import runtime
-runtime._writable = lambda folder: {writable}
+from fastgrad.kernels import cache, runtime
+cache._writable = lambda folder: {writable}
 import numpy as np, fastgrad
 print(fastgrad.activation(np.ones(3), "relu6").sum(), fastgrad.activation(np.ones(3), "{kind}").sum())
 print([b.compiled for b in runtime.builds], runtime.cache_folder(), *runtime.cache_state().trouble, sep="\\n")
@@ -164,21 +164,21 @@ def test_nothing_is_loaded_that_others_can_write(what, copied_package, tmp_path)
 def test_code_comes_from_this_user_or_root(owner, mode, trusted, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     status = os.stat_result((0o40000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
-    assert (runtime._distrust(status) is None) == trusted
+    assert (cache._distrust(status) is None) == trusted
 
 
 def test_other_folders_are_kept_when_old_generations_are_deleted(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "_roots", lambda: [tmp_path])
+    monkeypatch.setattr(cache, "_roots", lambda: [tmp_path])
     beside = runtime.folder_beside("other")
     assert beside == tmp_path / "other"
-    for folder in (beside, *(tmp_path / f"{k:032x}" for k in range(runtime.GENERATIONS_KEPT + 2))):
+    for folder in (beside, *(tmp_path / f"{k:032x}" for k in range(cache.GENERATIONS_KEPT + 2))):
         folder.mkdir(exist_ok=True)
         os.utime(folder, (0, 0))
     current = tmp_path / runtime.source_hash()
     current.mkdir()
-    runtime._prune(tmp_path, current)
+    cache._prune(tmp_path, current)
     assert beside.is_dir() and current.is_dir()
-    assert len(list(tmp_path.iterdir())) == 1 + runtime.GENERATIONS_KEPT
+    assert len(list(tmp_path.iterdir())) == 1 + cache.GENERATIONS_KEPT
 
 
 def test_processes_that_compile_at_once_do_not_disturb_each_other(copied_package, tmp_path):
@@ -217,30 +217,77 @@ def test_code_that_processes_compiled_apart_works_together(tmp_path):
     assert files(cache) == before
 
 
-SYMBOLS = r"""
-import re
-import llvmlite.binding as llvm, numpy as np
-from fastgrad.kernels import adam_cpu, lstm_cpu, matmul_cpu, norm_cpu, prelu_cpu, runtime
-dtypes = [np.dtype(np.float32), np.dtype(np.float64)]
-kernels = [matmul_cpu._product(d, packed) for d in dtypes for packed in (False, True)]
-kernels += [norm_cpu._sum_squares(d) for d in dtypes]
-kernels += [get(d, False) for d in dtypes for get in (lstm_cpu._forward, matmul_cpu._pack, prelu_cpu._across)]
-kernels += [adam_cpu._step(d, False, False, False, False) for d in dtypes]
-code = {}
-for kernel in kernels:
-    module = llvm.parse_assembly(kernel._compiled._library.get_llvm_str())
-    for function in module.functions:
-        if not function.is_declaration:
-            symbol = re.sub(r"B\d+v\d+", "", function.name, count=1)
-            text = [f"{i.opcode} {i.type}" for block in function.blocks for i in block.instructions]
-            assert code.setdefault(symbol, text) == text, f"{kernel.name}: {symbol} names two functions"
-print(len(code))
+WITHOUT_NUMBA = """
+import sys, numpy as np, fastgrad
+report = fastgrad.warmup(dtype=sys.argv[1], processes=1)
+print(report.count("compiled"), report.count("loaded"))
+x = np.ones(1 << 18)
+assert fastgrad.global_norm([x]) == 512, fastgrad.global_norm([x])
+assert fastgrad.global_norm([np.ones(4), np.ones(5)]) == 3  # through frexp and ldexp
+assert "numba" not in sys.modules
 """
 
 
-def test_a_symbol_names_one_code_without_the_number_that_numba_gave_it(tmp_path):
-    """Functions inside kernels too: these numbers are of one process, and what it compiled is loaded by others."""
-    assert int(run(SYMBOLS, PACKAGE.parent, FASTGRAD_CACHE_DIR=str(tmp_path))) > 2 * 14
+def test_what_is_in_the_cache_needs_no_numba(dtype):
+    """Every kernel of the package: what its code refers to is in the C library, or given to the linker."""
+    report = fastgrad.warmup(dtype=dtype)
+    if not report.kept:
+        pytest.skip("no cache to load from")
+    compiled, loaded = run(WITHOUT_NUMBA, PACKAGE.parent, np.dtype(dtype).name).split()
+    assert compiled == "0" and int(loaded) > 100
+
+
+def test_the_processor_is_the_one_that_numba_compiles_for():
+    code = (
+        "from fastgrad.kernels import runtime; ours = runtime.target()\n"
+        "import numba.core.registry as r\n"
+        "print(ours == r.cpu_target.target_context.codegen().magic_tuple(), ours[1])"
+    )
+    settings = {"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    for environment in ({}, {"NUMBA_ENABLE_AVX": "0"}, {"NUMBA_ENABLE_AVX": "1"}, *settings):
+        found = run(code, PACKAGE.parent, **environment).split()
+        assert found[0] == "True" and found[1] == environment.get("NUMBA_CPU_NAME", found[1])
+
+
+def test_a_setting_of_the_compiler_is_noticed():
+    code = "from fastgrad.kernels import runtime; print(runtime.source_hash())"
+    settings = {}, {"NUMBA_OPT": "1"}, {"NUMBA_CPU_NAME": "generic"}, {"NUMBA_ENABLE_AVX": "0"}
+    assert len({run(code, PACKAGE.parent, **environment) for environment in settings}) == len(settings)
+
+
+LAYER = """
+import numpy as np, fastgrad
+from fastgrad.kernels import runtime
+x = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
+found = [fastgrad.activation(x, "gelu"), fastgrad.global_norm([x]), fastgrad.activation(np.ones(1 << 20), "relu").sum()]
+fastgrad.set_num_threads(1)
+again = [fastgrad.activation(x, "gelu"), fastgrad.global_norm([x]), fastgrad.activation(np.ones(1 << 20), "relu").sum()]
+assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+print(runtime.threading_layer(), type(runtime.layer()).__name__)
+"""
+
+
+@pytest.mark.parametrize("name", ["default", "omp", "workqueue", "no library"])
+def test_threading_layers(name):
+    """Numba's serve where OpenMP's library is missing, or is not what was asked for."""
+    missing = "from fastgrad.kernels import threads; threads.LIBRARY = 'nothing.so'\n" if name == "no library" else ""
+    asked = "default" if name == "no library" else name
+    environment = {"NUMBA_NUM_THREADS": "2", "NUMBA_THREADING_LAYER": asked}
+    found, kind = run(missing + LAYER, PACKAGE.parent, **environment).split()
+    assert found in ("omp", "tbb", "workqueue") and (found == asked or asked == "default")
+    if name in ("workqueue", "no library"):
+        assert kind == "NumbaLayer"
+    elif sys.platform.startswith("linux"):
+        assert kind == "OpenMP" or found != "omp"
+
+
+def test_more_threads_than_blocks():
+    code = (
+        "import numpy as np, fastgrad\n"
+        "x = np.ones(70_000, np.float32)\n"
+        "print(float(fastgrad.global_norm([x], ord=1)), fastgrad.activation(x, 'relu').sum(dtype=int))"
+    )
+    assert run(code, PACKAGE.parent, NUMBA_NUM_THREADS="13") == "70000.0 70000"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
