@@ -17,7 +17,8 @@ A graph captures addresses and owns nothing: memory that a captured call allocat
 when the graph is replayed. So whatever a launch or a product is given while its stream is captured is kept for as long
 as the process lives, here, whoever allocated it; `keep` does the same for what only the array module writes, which
 `copy`, `zeros` and `fill` call. (CUDA could tie memory to the life of a graph, by user objects, which CuPy does not
-have: a program that captures anew again and again grows.)
+have: a program that captures anew again and again grows. What is captured allocates: CuPy's default mode of capture,
+relaxed, lets it.)
 """
 
 from __future__ import annotations
