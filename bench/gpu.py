@@ -349,6 +349,65 @@ def cross_entropy(b: Bench) -> Case:
     )
 
 
+def attention(b: Bench, B: int, H: int, T: int, D: int) -> Case:
+    """Forward and backward, causal; torch's has the choice among its kernels for float32."""
+    if b.small:
+        B, H, T, D = 1, 2, 9, 8
+    hosts = [normal(seed, B, H, T, D) for seed in range(1, 5)]
+    dy, q, k, v = map(b.array, hosts)
+
+    def run() -> object:
+        _, saved = fastgrad.attention(q, k, v, causal=True)
+        return tuple(fastgrad.attention_backward(dy, saved))
+
+    runs: dict[str, Run] = {FASTGRAD: run}
+    results: dict[str, Run] = {}
+    if b.torch:
+        tdy, *inputs = map(b.tensor, hosts)
+        for one in inputs:
+            one.requires_grad_()
+
+        def torch_run() -> None:
+            for one in inputs:
+                one.grad = None
+            b.torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True).backward(tdy)
+
+        runs["torch"] = torch_run
+        results["torch"] = lambda: [one.grad for one in inputs]
+    forward, backward = (cost(B, H, T, T, D, causal=True) for cost in (costs.attention, costs.attention_backward))
+    name = f"attention forward + backward, causal, (B, H, T, D) = ({B}, {H}, {T}, {D})"
+    return Case(name, forward.bytes + backward.bytes, forward.flops + backward.flops, runs, results)
+
+
+def layer_norm(b: Bench) -> Case:
+    rows, columns = (8, 40) if b.small else (16384, 1024)
+    hosts = [normal(1, rows, columns), normal(2, rows, columns), normal(3, columns), normal(4, columns)]
+    dy, x, weight, bias = map(b.array, hosts)
+
+    def run() -> object:
+        _, saved = fastgrad.layer_norm(x, weight, bias)
+        return tuple(fastgrad.layer_norm_backward(dy, saved))
+
+    runs: dict[str, Run] = {FASTGRAD: run}
+    results: dict[str, Run] = {}
+    if b.torch:
+        tdy, *inputs = map(b.tensor, hosts)
+        for one in inputs:
+            one.requires_grad_()
+
+        def torch_run() -> None:
+            for one in inputs:
+                one.grad = None
+            b.torch.nn.functional.layer_norm(inputs[0], (columns,), *inputs[1:]).backward(tdy)
+
+        runs["torch"] = torch_run
+        results["torch"] = lambda: [one.grad for one in inputs]
+    n = rows * columns
+    forward, backward = costs.layer_norm(n), costs.layer_norm_backward(n)
+    name = f"layer_norm forward + backward, {rows} x {columns}"
+    return Case(name, forward.bytes + backward.bytes, forward.flops + backward.flops, runs, results)
+
+
 def _cupy_lstm(b: Bench, x: Any, w: Any, u: Any, bias: Any, H: int) -> Run:
     """Forward and backward of an LSTM as a loop over the steps, the way it is written by hand."""
     xp = b.xp
@@ -467,6 +526,9 @@ def cases(b: Bench) -> Iterator[tuple[str, Callable[[], Case]]]:
         yield "LSTM", lambda sizes=sizes: recurrent(b, "lstm", *sizes)
     for sizes in SEQUENCES:
         yield "GRU", lambda sizes=sizes: recurrent(b, "gru", *sizes)
+    for heads in ((8, 12, 1024, 64), (8, 8, 1024, 128)):
+        yield "attention", lambda heads=heads: attention(b, *heads)
+    yield "layer norm", lambda: layer_norm(b)
     yield "norm", lambda: norm(b, several, gpt2)
     yield "clip + Adam small", lambda: adam(b, f"{len(small)} tensors of 1,000", small, 1.0)
     yield "cross entropy", lambda: cross_entropy(b)

@@ -62,11 +62,13 @@ def compare(found: list[list[np.ndarray]], expected: list[list[np.ndarray]], dty
             assert worst <= tolerance * scale, f"call {k}: off by {worst:g} of {scale:g}"
 
 
-def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
-    """Call each operation on arrays of a module, NumPy's or a device's; return the results of each call."""
+def every_op(xp: Any, dtype: type, fg: Any = fastgrad) -> list[list[np.ndarray]]:
+    """Call each operation on arrays of a module, NumPy's or a device's; return the results of each call.
+
+    fg : where the public functions are; untyped, as what is called with which arguments is the point here
+    """
     rng = np.random.default_rng(0)
     calls: list[list[np.ndarray]] = []
-    fg: Any = fastgrad  # untyped: what is called with which arguments is the point here
 
     def normal(*shape: int) -> Any:
         return xp.asarray(rng.normal(size=shape).astype(dtype))
@@ -196,7 +198,10 @@ def every_op(xp: Any, dtype: type) -> list[list[np.ndarray]]:
 def main() -> None:
     emulated = "--emulated" in sys.argv[1:]
     xp = array_module(emulated)
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     for dtype in (np.float32, np.float64):
+        if only not in ("", np.dtype(dtype).name):
+            continue
         found = every_op(xp, dtype)
         compare(found, every_op(np, dtype), dtype)
         print(f"{np.dtype(dtype).name}: {len(found)} calls agree with the CPU", flush=True)

@@ -3,6 +3,7 @@
 And those of the CPU, which the tests set beside them, into Numba's.
 
     python -m devtools.fill_cache
+    python -m devtools.fill_cache --list    name the modules, without a GPU
 
 Ends with 1, and the compiler's words, where one does not compile. Tests and benchmarks that come after it load them.
 """
@@ -24,13 +25,15 @@ from fastgrad.kernels import cuda
 
 from fastgrad.activations import KINDS
 
-FLAGS = dict.fromkeys(("amsgrad", "centered", "coupled", "decay", "momentum", "nesterov"), (0, 1))
-VALUES: dict[str, tuple[object, ...]] = {**FLAGS, "kind": tuple(KINDS), "ord": (0, 1, 2)}
-# What the plans of the persistent kernels come to, in the order of (units, depth); tests compile them for sm_90.
+FLAGS = dict.fromkeys(
+    ("adaptive", "amsgrad", "centered", "coupled", "decay", "momentum", "nesterov", "smoothed"), (0, 1)
+)
+VALUES: dict[str, tuple[object, ...]] = {**FLAGS, "kind": tuple(KINDS), "ord": (0, 1, 2), "chunks": (1, 2, 4, 8)}
+# What the plans of the persistent kernels come to, of float32 alone and never 4 units with 4 vectors.
 OF_SOURCES: dict[str, dict[str, tuple[object, ...]]] = {
     "glu": {"kind": ("silu", "gelu")},
-    "lstm_persistent": {"units": (8,), "depth": (1, 2, 3, 4)},
-    "gru_persistent": {"units": (8,), "depth": (1, 2, 3, 4)},
+    "lstm_persistent": {"units": (4, 6, 8), "depth": (1, 2, 3, 4)},
+    "gru_persistent": {"units": (4, 8), "depth": (1, 2, 3, 4)},
 }
 
 
@@ -46,6 +49,8 @@ def texts() -> Iterator[tuple[str, str]]:
                 continue
             for chosen in itertools.product(*(values[name] for name in kernel.variants)):
                 variant = dict(zip(kernel.variants, chosen, strict=True))
+                if variant.get("units") == variant.get("depth") == 4:
+                    continue
                 text = kernel.text(dtype, **variant)
                 if text not in seen:
                     seen.add(text)
@@ -67,6 +72,9 @@ def compiled(job: tuple[str, str]) -> tuple[str, float, str]:
 def main() -> None:
     start = time.perf_counter()
     jobs = list(texts())
+    if "--list" in sys.argv[1:]:
+        print(*(name for name, _ in jobs), f"{len(jobs)} modules listed", sep="\n")
+        return
     jobs.sort(key=lambda job: "persistent" not in job[0])  # the longest first
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(12, os.cpu_count() or 1), mp_context=context) as pool:

@@ -4,7 +4,10 @@
     python -m devtools.hardware status                            which source is current, stale, or was never run
     python -m devtools.hardware readme                            put the record's figures into README.md
 
-A run needs Python with CuPy, NumPy, Numba, pytest and, for the comparisons, torch; no network, and under 9 minutes. It
+A run needs Python with CuPy, what fastgrad itself depends on, pytest and, for the comparisons, torch; no network, and
+under 9 minutes: at most 90 s for compiling, 270 for the tests with the sanitizers beside them, and what is left, 150 or
+more, for the benchmarks. `run --rehearse` goes the same way without a GPU, by a few cases; `run --rehearse --whole` by
+all test files, which are collected, all operations and all rows of the benchmarks. It
 writes hardware/<device>.json, anew after each part, and logs.txt beside it. A test file is a process of its own: what a
 test leaves behind that crashes, hangs or breaks the GPU's context is no other test's trouble.
 
@@ -199,8 +202,8 @@ ATTEMPTS = 8  # at a test file: as many of its tests may crash or hang, and the 
 class Run:
     """One run on a device: everything it learns, and the seconds it has left."""
 
-    def __init__(self, out: Path, minutes: float, rehearse: bool) -> None:
-        self.out, self.rehearse, self.root = out, rehearse, ROOT
+    def __init__(self, out: Path, minutes: float, rehearse: bool, whole: bool = False) -> None:
+        self.out, self.rehearse, self.whole, self.root = out, rehearse, whole, ROOT
         self.logs = Path(tempfile.mkdtemp(prefix="fastgrad-logs-"))
         self.deadline = time.monotonic() + 60 * minutes
         self.out.mkdir(parents=True, exist_ok=True)
@@ -263,8 +266,9 @@ class Run:
         An installed fastgrad has the folder kernels/ inside of it. A copy of the tree that has it there is where all
         commands run: what is imported from the working directory comes before PYTHONPATH.
         """
-        if importlib.util.find_spec("fastgrad") and importlib.util.find_spec("fastgrad.kernels"):
-            return
+        with contextlib.suppress(ImportError):  # the folder alone does not import without kernels/ inside
+            if importlib.util.find_spec("fastgrad.kernels"):
+                return
         place = Path(tempfile.mkdtemp(prefix="fastgrad-"))
         for name in ("bench", "devtools", "fastgrad", "kernels", "tests"):
             shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -278,9 +282,8 @@ class Run:
 
     def compile_all(self) -> str:
         """Fill CuPy's cache on the disk with every kernel, by many processes; say what came of it."""
-        if self.rehearse:
-            return "not needed"
-        code = self.command("compile", sys.executable, "-m", "devtools.fill_cache", seconds=90)
+        extra = ["--list"] if self.rehearse else []
+        code = self.command("compile", sys.executable, "-m", "devtools.fill_cache", *extra, seconds=90)
         said = [
             line for line in (self.logs / "compile.log").read_text(errors="replace").splitlines() if " modules " in line
         ]
@@ -323,6 +326,13 @@ class Run:
         files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
         if self.rehearse:
             files = [ROOT / "tests" / "test_activation.py"]
+        if self.whole:
+            code = self.command(
+                "collect", sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-p",
+                "no:xdist", "--color=no", "tests", seconds=120,
+            )  # fmt: skip
+            if code:
+                raise RuntimeError(f"the tests can't be collected: exit {code}")
         until = time.monotonic() + self.left(seconds)
         with concurrent.futures.ThreadPoolExecutor(min(PROCESSES, os.cpu_count() or 1)) as pool:
             ran = dict(zip([f.stem for f in files], pool.map(lambda f: self.test_file(f, until), files), strict=True))
@@ -349,6 +359,11 @@ class Run:
         """Run each operation once under compute-sanitizer; "clean", or the last line of what it says."""
         place = Path("/usr/local/cuda/bin/compute-sanitizer")
         found = shutil.which("compute-sanitizer") or (str(place) if place.exists() else None)
+        if self.whole and tool == SANITIZERS[0]:
+            code = self.command(
+                tool, sys.executable, "-m", "devtools.every_op", "--emulated", "--only", "float32", seconds=seconds
+            )  # fmt: skip
+            return "not available" if code == 0 else f"exit {code}"
         if found is None or self.rehearse:
             return "not available"
         # Our kernels only: cuBLAS's and CuPy's take most of the time. And no errors of the API: CuPy asks a device for
@@ -366,7 +381,8 @@ class Run:
         path = self.logs / "rows.json"
         path.unlink(missing_ok=True)
         seconds = self.left(seconds)
-        extra = ["--rehearse", "--turns", "1", "--only", "activation relu"] if self.rehearse else []
+        extra = ["--rehearse", "--turns", "1"] if self.rehearse else []
+        extra += ["--only", "activation relu"] if self.rehearse and not self.whole else []
         command = [sys.executable, "bench/gpu.py", "--json", str(path), "--seconds", str(round(seconds - 30)), *extra]
         self.command("benchmarks", *command, seconds=seconds)
         if not path.exists():
@@ -428,12 +444,12 @@ def _device(rehearse: bool) -> tuple[dict[str, Any], dict[str, str]]:
     }, versions
 
 
-def run(out: Path, commit: str, dirty: bool, minutes: float, rehearse: bool) -> Path:
+def run(out: Path, commit: str, dirty: bool, minutes: float, rehearse: bool, whole: bool = False) -> Path:
     """Test, check and measure on this machine's GPU, and write the record; return its path.
 
     The record is written anew after each part. A part that fails leaves its trouble in it, and the others go on.
     """
-    this = Run(out, minutes, rehearse)
+    this = Run(out, minutes, rehearse, whole)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
@@ -502,6 +518,7 @@ def main() -> None:
     running.add_argument("--commit", default="", help="what is checked out, where git can't be asked")
     running.add_argument("--minutes", type=float, default=9.0)
     running.add_argument("--rehearse", action="store_true", help="without a GPU: a few cases on the CPU")
+    running.add_argument("--whole", action="store_true", help="with --rehearse: all that needs no GPU")
     commands.add_parser("status", help="say which source the newest record still speaks of")
     commands.add_parser("readme", help="put the newest record's figures into README.md")
     arguments = parser.parse_args()
@@ -515,7 +532,9 @@ def main() -> None:
             dirty = bool(changes.strip())
         if not commit:
             parser.error("--commit: git does not say what is checked out; pass it")
-        path = run(arguments.out.resolve(), commit, dirty, arguments.minutes, arguments.rehearse)
+        if arguments.whole and not arguments.rehearse:
+            parser.error("--whole: says how much to rehearse; pass --rehearse as well")
+        path = run(arguments.out.resolve(), commit, dirty, arguments.minutes, arguments.rehearse, arguments.whole)
         print(path)
         print(summary(json.loads(path.read_text()), source_keys()))
     elif arguments.command == "status":

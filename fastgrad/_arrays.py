@@ -71,11 +71,25 @@ def _misplaced(array: Array) -> bool:
     return type(array) is not np.ndarray and array.data.ptr % array.itemsize != 0
 
 
+def kept_for_graphs(array: Array) -> Array:
+    """Return the array, which stays where it is for a graph that is being captured; see kernels/cuda.py.
+
+    For what the array module computes: what a kernel is given is kept without.
+    """
+    if type(array) is not np.ndarray:
+        from fastgrad.kernels import cuda
+
+        cuda.keep(cuda.device_of(array), array)
+    return array
+
+
 def contiguous_copy(array: Array) -> Array:
     """Return a new C-contiguous array of the same numbers."""
     if _misplaced(array):
-        return array_module(array).array(_bytes(array), order="C").view(array.dtype).reshape(array.shape)
-    return array_module(array).array(array, order="C")
+        return kept_for_graphs(
+            array_module(array).array(_bytes(array), order="C").view(array.dtype).reshape(array.shape)
+        )
+    return kept_for_graphs(array_module(array).array(array, order="C"))
 
 
 def assign(target: Array, source: Array) -> None:
@@ -100,7 +114,7 @@ def empty(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:
 
 def zeros(shape: int | tuple[int, ...], dtype: Any, like: Array) -> Array:
     """Return an array of zeros of the kind of `like`, on its device."""
-    return array_module(like).zeros(shape, dtype)
+    return kept_for_graphs(array_module(like).zeros(shape, dtype))
 
 
 def copy_like(value: Any, like: Any) -> Any:
@@ -109,7 +123,7 @@ def copy_like(value: Any, like: Any) -> Any:
     target = array_module(like)
     if target is np:
         source = to_host(source)
-    return target.array(source, dtype=like.dtype, order="C")
+    return kept_for_graphs(target.array(source, dtype=like.dtype, order="C"))
 
 
 class _Addresses:

@@ -16,7 +16,7 @@ from fastgrad._arrays import copy_like, to_host
 from fastgrad._checks import TensorSets
 from fastgrad._dispatch import kernels
 from fastgrad._step_report import Contents, DeviceReport, StepReport, blame, tensor_names
-from fastgrad.clipping import PROJECTION, clip_coefficient, project
+from fastgrad.clipping import clip_coefficient, project, weight_range
 
 if TYPE_CHECKING:
     from fastgrad._optimizer import Optimizer
@@ -105,7 +105,7 @@ class OnDevice:
 
     def refresh(self) -> None:
         optimizer = self._optimizer
-        numbers = [optimizer._rule(group)[1] for group in optimizer.param_groups]
+        numbers = [(weight_range(group), optimizer._rule(group)[1]) for group in optimizer.param_groups]
         self._steps.set(optimizer.max_norm, optimizer.nonfinite, self._unscale, numbers)
 
     def step(self, grads: list[Any], unscale: float) -> StepReport:
@@ -182,9 +182,9 @@ class OnDevice:
         return entry[key]
 
     def _project(self, updates: list[Any]) -> None:
-        # An update may hold the parameters of several groups.
+        # An update may hold the parameters of several groups. It has clamped them to their ranges.
         groups = self._optimizer.param_groups
-        limited = [any(group[key] is not None for key in PROJECTION) for group in groups]
+        limited = [group["max_weight_norm"] is not None for group in groups]
         if not any(limited):
             return
         for place, group in enumerate(groups):

@@ -77,9 +77,9 @@ class Optimizer:
         GAN, 2017).
     max_weight_norm: after the step each parameter is scaled by min(1, max_weight_norm / (norm + 1e-6)), norm its l2
         norm; with weight_norm_axis=0 each of its rows by its own, as `fastgrad.clip_by_norm` takes them (Srivastava et
-        al., Dropout, 2014). One of the two limits at most; both act on what takes part in the step. On the CPU the
-        range is part of the update; else they are a pass of their own, on a GPU also where the step itself is skipped.
-        To leave biases out give them a group of their own.
+        al., Dropout, 2014). One of the two limits at most; both act on what takes part in the step. The range is part
+        of the update, the norm a pass of its own, on a GPU also where the step itself is skipped. To leave biases out
+        give them a group of their own.
 
     `param_groups` is a list of dictionaries as in torch; values such as "lr" may be changed between steps. `watchers`
     are functions that are called behind each step, with its report and the list of its gradients; a GradientMonitor
@@ -300,8 +300,7 @@ class Optimizer:
             if change is not None:
                 changes[:, _places(launch.indices, present)] = change
             self._remember(launch)
-            if bounds is None:
-                project(params, launch.group)
+            project(params, launch.group)
         checked.done()
         self._skips_in_a_row = 0
         return StepReport(norm, coefficient, False, self._health_of(by_index, present, found, changes))

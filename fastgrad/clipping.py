@@ -268,15 +268,13 @@ def check_projection(group: Mapping[str, Any]) -> None:
 
 
 def weight_range(group: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the range that the weights of a group are held to, which an update on the CPU takes along."""
+    """Return the range that the weights of a group are held to, which an update takes along."""
     bounds = group["weight_range"]
     return None if bounds is None else (float(bounds[0]), float(bounds[1]))
 
 
 def project(checked: Sequence[Array], group: Mapping[str, Any]) -> None:
-    """Bring a checked list of parameters back inside the limits of their group."""
-    bounds, limit, axis = (group[key] for key in PROJECTION)
-    if bounds is not None:
-        list_kernels("clip", checked).clip_by_value(checked, *map(float, bounds))
-    elif limit is not None:
+    """Bring a checked list of parameters back below the norm that their group sets."""
+    _, limit, axis = (group[key] for key in PROJECTION)
+    if limit is not None:
         clip_norms(checked, float(limit), axis)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._arrays import device_module
+from fastgrad._arrays import device_module, kept_for_graphs
 from fastgrad._checks import Array, finish, float_array, float_array_like, integers, number, output
 from fastgrad._dispatch import kernels
 
@@ -18,7 +18,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 def _scalar(loss: Any, like: Array) -> Array:
     module = device_module(like)
     if module is not None:
-        return module.full((), loss, like.dtype) if type(loss) is float else loss
+        return kept_for_graphs(module.full((), loss, like.dtype)) if type(loss) is float else loss
     if abs(loss) <= _LARGEST:
         return np.array(loss, dtype=like.dtype)
     # Kernels sum in double; what leaves the range of float32 is inf, without a warning, which takes 0.7 us.

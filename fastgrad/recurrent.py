@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._arrays import array_module, device_module, is_array, layout, zeros
+from fastgrad._arrays import array_module, copy_like, device_module, is_array, kept_for_graphs, layout, zeros
 from fastgrad._checks import Array, float_array_like, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
@@ -272,7 +272,7 @@ def _two_biases(dbias: Array | None, saved: Saved) -> tuple[Array | None, Array 
     if dbias is None:
         return None, None
     if saved.has_bias_ih and saved.has_bias_hh:
-        return dbias, dbias.copy()
+        return dbias, copy_like(dbias, dbias)
     return (dbias, None) if saved.has_bias_ih else (None, dbias)
 
 
@@ -557,4 +557,4 @@ def reorder_gates(
             raise ValueError("out and array overlap in memory; pass an array of its own as out")
     module = array_module(array)
     parts = dict(zip(orders[source], module.split(array, gates, axis=axis), strict=True))
-    return module.concatenate([parts[gate] for gate in orders[target]], axis=axis, out=out)
+    return kept_for_graphs(module.concatenate([parts[gate] for gate in orders[target]], axis=axis, out=out))

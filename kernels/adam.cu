@@ -19,16 +19,17 @@ enum { PARAM, GRAD, MEAN, SQUARE, MOST };
 constexpr int STREAMS = FG_AMSGRAD ? 5 : 4;
 
 // table: see lists.cuh; streams params in/out, grads in, exp_avg, exp_avg_sq and with AMSGrad max_exp_avg_sq in/out.
-// own (parameters, NUMBERS) in, or null: the numbers that follow, of each tensor. control (2,) in, or null: see State.
-// changes (chunks, 2) out, or null: see Change. decay: weight decay where coupled, else 1 - lr wd. Block: a chunk.
+// own (parameters, STORED) in, or null: the numbers that follow, of each tensor. control (2,) in, or null: see State.
+// changes (chunks, 2) out, or null: see Change. decay: weight decay where coupled, else 1 - lr wd. low, high: the range
+// of the weights, see Numbers. Block: a chunk.
 extern "C" __global__ void fg_adam(const index_t* table, int streams, int tensors, const double* own,
                                    const double* control, double* changes, double scale, double beta1,
                                    double rest1, double beta2, double rest2, double step_size, double correction2,
-                                   double eps, double decay) {
+                                   double eps, double decay, double low, double high) {
     if (skips(control, changes)) return;
     const Table lists{table, streams, tensors};
     const Chunk chunk(lists);
-    const Numbers given{{scale, beta1, rest1, beta2, rest2, step_size, correction2, eps, decay}};
+    const Numbers given{{scale, beta1, rest1, beta2, rest2, step_size, correction2, eps, decay}, low, high};
     const Numbers n = Numbers::of(given, own, lists.number(chunk.tensor), control);
     const real_t factor = n[0], b1 = n[1], r1 = n[2], b2 = n[3], r2 = n[4], rate = n[5], root = n[6], e = n[7], wd = n[8];
     Change change;
@@ -43,7 +44,7 @@ extern "C" __global__ void fg_adam(const index_t* table, int streams, int tensor
         x[SQUARE] = fma_(x[SQUARE], b2, g * (g * r2));
         real_t used = x[SQUARE];
         if constexpr (FG_AMSGRAD) used = x[MOST] = used > x[MOST] || is_nan(used) ? used : x[MOST];
-        x[PARAM] = p - rate * x[MEAN] / fma_(sqrt_(used), root, e);
+        x[PARAM] = n.within(p - rate * x[MEAN] / fma_(sqrt_(used), root, e));
         if (changes) change.take(before, x[PARAM]);
     });
     change.put(changes);

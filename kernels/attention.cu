@@ -7,13 +7,27 @@
 //
 // A block owns rows, ROWS for each warp, and walks along the other axis in tiles of 32, one number of a row for each
 // lane: row and tile lie in shared memory, dot products go by 16 bytes of a row, broadcast, and 16 bytes of the lane's
-// own. Then lanes turn to features: the weights of a row go through shared memory, and lane l sums up the features l,
-// l + 32, ... of a slab of SLAB. Heads of more features than a slab take several blocks, each with all scores.
-// Two kernels backward, one that owns queries and one that owns keys: no sum is shared, nothing is atomic.
+// own. Then lanes turn to features: the weights of a row go through shared memory, and each lane sums up NEXT features
+// side by side, at each CHUNKS / NEXT places of a slab of SLAB. Heads of more features than a slab take several blocks,
+// each with all scores. Two kernels backward, one that owns queries and one that owns keys: no sum is shared, nothing is
+// atomic, and the bits depend neither on ROWS nor on the size of a block.
 //
 // Flops: 4 T S D for each batch and head forward, 14 backward (two of seven products are made twice). A block of 8
 // warps and D = 64 makes 32 of them for a byte that it reads of keys and values, which come from the L2 cache: an H200
 // has 5 TB/s there for its 67 Tflop/s.
+//
+// What bounds it is shared memory, which gives a multiprocessor 128 bytes a clock while it makes 128 fma: 4 clocks for
+// the 16 bytes of each lane's own row of a tile, 1 for 16 bytes that are the same for all lanes. In float32:
+//
+//     D          products of rows (clocks per fma's clock)     sums of weights
+//     up to 32   4 + 8 for 32 of a lane, 8 clocks: 1.5         4 + 8 for 32: 1.5
+//     up to 64   the same                                      8 + 8 for 64: 1
+//     up to 128  4 + 4 for 16: 2                               16 + 4 for 64: 1.25
+//     more       4 + 2 for 8: 3                                16 + 2 for 32: 2.25 (a slab of 256)
+//
+// So some 0.8 of the fma rate at D = 64 and 0.6 at 128, by calculation: nothing here was measured. Two tiles at a time
+// would take the products of rows to 1 clock; they need the registers that the backward kernels, at 128 threads of up to
+// 168, do not have.
 // What a row does not see is left out of the products: 0 times NaN would be NaN.
 #include "vecmath.cuh"
 #include "philox.cuh"
@@ -23,7 +37,14 @@
 #endif
 
 constexpr int CHUNKS = FG_CHUNKS, SLAB = CHUNKS * WARP;
-constexpr int ROWS = (CHUNKS <= 4 ? 4 : 2) * 4 / int(sizeof(real_t));  // of a warp; accumulators stay in registers
+// Rows of a warp, as in attention_gpu.py: as many as leave the accumulators in registers.
+constexpr int ROWS = (CHUNKS <= 2 ? 8 : CHUNKS == 4 ? 4 : 2) * 4 / int(sizeof(real_t));
+constexpr int NEXT = CHUNKS < VECTOR ? CHUNKS : VECTOR;  // features of a lane that lie side by side
+
+// The first of the NEXT features that a lane holds in its accumulators from `chunk` on, a multiple of NEXT.
+__device__ inline index_t feature(index_t slab, int chunk) {
+    return slab + chunk * WARP + threadIdx.x % WARP * NEXT;
+}
 
 // Elements from (batch, head, row) to the next along each axis; features lie side by side.
 struct Walk {
@@ -48,6 +69,8 @@ __device__ inline int shared_stride(index_t D) {
     return (vectors | 1) * VECTOR;
 }
 
+using Vector = vector<storage_t>;
+
 struct Dropping {
     unsigned long long seed, offset;
     unsigned int threshold;
@@ -58,17 +81,49 @@ struct Dropping {
     }
 };
 
-// Copy rows first to first + count of a matrix (rows, D) times a number into shared memory, by all threads of the block;
-// rows past `end` and what fills up the last vector are zeros.
+// Copy rows first to first + count of a matrix (rows, D) times a number into shared memory, by all threads of the block,
+// 16 bytes at a time where the rows begin on 16; rows past `end` and what fills up the last vector are zeros.
 __device__ inline void fetch(const storage_t* from, index_t step, index_t first, int count, index_t end, index_t D,
                              real_t factor, real_t* to) {
-    const int stride = shared_stride(D), warps = blockDim.x / WARP;
+    using Part = vector_of<real_t, VECTOR>;
+    const int stride = shared_stride(D), vectors = stride / VECTOR;
+    const bool wide = aligned16(from) && step % VECTOR == 0;
 #pragma unroll 1
-    for (int row = threadIdx.x / WARP; row < count; row += warps)
-#pragma unroll 2
-        for (int d = threadIdx.x % WARP; d < stride; d += WARP)
-            to[row * stride + d] =
-                first + row < end && d < D ? real_t(from[(first + row) * step + d]) * factor : real_t(0);
+    for (int i = threadIdx.x; i < count * vectors; i += blockDim.x) {
+        const int row = i / vectors, d = (i - row * vectors) * VECTOR;
+        const storage_t* const at = from + (first + row) * step + d;
+        const index_t here = first + row < end ? D - d : 0;
+        Part part;
+        if (wide && here >= VECTOR) {
+            const Vector whole = load<Vector>(at);
+#pragma unroll
+            for (int k = 0; k < VECTOR; ++k) part.at[k] = real_t(whole.at[k]) * factor;
+        } else {
+#pragma unroll
+            for (int k = 0; k < VECTOR; ++k) part.at[k] = k < here ? real_t(at[k]) * factor : real_t(0);
+        }
+        *reinterpret_cast<Part*>(to + i * VECTOR) = part;
+    }
+}
+
+// Write what a lane has of a row of an output, f(chunk) the number of each chunk.
+template <class F> __device__ inline void put(storage_t* row, index_t slab, index_t D, F f) {
+    using Part = vector_of<storage_t, NEXT>;
+    const bool wide = aligned16(row);
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c += NEXT) {
+        const index_t d = feature(slab, c);
+        if (wide && d + NEXT <= D) {
+            Part part;
+#pragma unroll
+            for (int k = 0; k < NEXT; ++k) part.at[k] = storage_t(f(c + k));
+            store(row + d, part);
+        } else {
+#pragma unroll
+            for (int k = 0; k < NEXT; ++k)
+                if (d + k < D) row[d + k] = storage_t(f(c + k));
+        }
+    }
 }
 
 // Dot products of the ROWS rows of a warp with the lane's own row of a tile.
@@ -78,7 +133,7 @@ __device__ inline void dots(const real_t* rows, const real_t* tile, index_t D, r
     const real_t* const own = tile + int(threadIdx.x % WARP) * stride;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) result[r] = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (int d = 0; d < D; d += VECTOR) {
         const Part b = load<Part>(own + d);
 #pragma unroll
@@ -99,24 +154,37 @@ struct Span {
 };
 __device__ inline int near(index_t place) { return place < -FAR ? -FAR : place > FAR ? FAR : int(place); }
 
-// sums[r][c] += sum over a tile of weights[r][j] tile[j][lane + 32 c of the slab], for the j of the span only.
+// sums[r][c] += sum over a tile of weights[r][j] tile[j][feature of c], for the j of the span only, in their order.
 // weights: (ROWS, WARP) in shared memory, of this warp
 __device__ inline void accumulate(const real_t* weights, const real_t* tile, int stride, index_t slab, index_t D,
                                   Span span, real_t (&sums)[ROWS][CHUNKS]) {
-    const int first = int(slab) + threadIdx.x % WARP, columns = int(D);
+    using Part = vector_of<real_t, NEXT>;
+    constexpr int AT_ONCE = CHUNKS > VECTOR ? VECTOR / 2 : VECTOR;  // rows of the tile, in registers
+    using Weights = vector_of<real_t, AT_ONCE>;
     const bool all = span.all();
-#pragma unroll 2
-    for (int j = 0; j < WARP; ++j) {
-        real_t value[CHUNKS];
+#pragma unroll 1
+    for (int first = 0; first < WARP; first += AT_ONCE) {
+        real_t value[AT_ONCE][CHUNKS];
 #pragma unroll
-        for (int c = 0; c < CHUNKS; ++c)
-            value[c] = first + c * WARP < columns ? tile[j * stride + first + c * WARP] : real_t(0);
+        for (int c = 0; c < CHUNKS; c += NEXT) {
+            const index_t d = feature(slab, c);
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                // Up to the end of its last vector a row is filled with zeros.
+                const Part part = d < D ? load<Part>(tile + (first + j) * stride + d) : Part{};
+#pragma unroll
+                for (int k = 0; k < NEXT; ++k) value[j][c + k] = part.at[k];
+            }
+        }
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            if (!all && !span.has(r, j)) continue;
-            const real_t weight = weights[r * WARP + j];
+            const Weights weight = load<Weights>(weights + r * WARP + first);
 #pragma unroll
-            for (int c = 0; c < CHUNKS; ++c) sums[r][c] = fma_(weight, value[c], sums[r][c]);
+            for (int j = 0; j < AT_ONCE; ++j) {
+                if (!all && !span.has(r, first + j)) continue;
+#pragma unroll
+                for (int c = 0; c < CHUNKS; ++c) sums[r][c] = fma_(weight.at[j], value[j][c], sums[r][c]);
+            }
         }
     }
 }
@@ -197,18 +265,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) fg_attention(
             largest[head * T + row + r] = storage_t(top[r] <= -infinity() ? real_t(0) : top[r]);
             total[head * T + row + r] = storage_t(sum[r]);
         }
-        storage_t* const to = y + Walk{y_b, y_h, y_t}.of(b, h) + (row + r) * y_t;
-#pragma unroll
-        for (int c = 0; c < CHUNKS; ++c) {
-            const index_t d = slab + c * WARP + lane;
-            if (d < D) to[d] = storage_t(empty ? real_t(0) : sums[r][c] / sum[r]);
-        }
+        put(y + Walk{y_b, y_h, y_t}.of(b, h) + (row + r) * y_t, slab, D,
+            [&](int c) { return empty ? real_t(0) : sums[r][c] / sum[r]; });
     }
 }
 
 // The gradient of queries. dy, y, dq as q above; largest, total (B, H, T) in; along (B, H, T) out: sums over d of dy y.
 // shared: (2 rows + 64) rows, and 32 weights for each row of the block
-extern "C" __global__ void __launch_bounds__(128, 4) fg_attention_backward_queries(
+extern "C" __global__ void __launch_bounds__(128, 3) fg_attention_backward_queries(
     const storage_t* dy, const storage_t* q, const storage_t* k, const storage_t* v, const storage_t* y,
     const storage_t* largest, const storage_t* total, real_t* along, storage_t* dq, const index_t* lengths, index_t H,
     index_t T, index_t S, index_t D, index_t dy_b, index_t dy_h, index_t dy_t, index_t q_b, index_t q_h, index_t q_t,
@@ -281,19 +345,15 @@ extern "C" __global__ void __launch_bounds__(128, 4) fg_attention_backward_queri
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         if (row + r >= T) break;
-        storage_t* const to = dq + Walk{dq_b, dq_h, dq_t}.of(b, h) + (row + r) * dq_t;
-#pragma unroll
-        for (int c = 0; c < CHUNKS; ++c) {
-            const index_t d = slab + c * WARP + lane;
-            if (d < D) to[d] = storage_t(sums[r][c] * scale);
-        }
+        put(dq + Walk{dq_b, dq_h, dq_t}.of(b, h) + (row + r) * dq_t, slab, D,
+            [&](int c) { return sums[r][c] * scale; });
     }
 }
 
 // The gradients of keys and values. along (B, H, T) in, the others as above; dk, dv (B, H, S, D) out, zeros for padding.
 // grid: (blocks of keys of all heads, slabs)
 // shared: (2 rows + 64) rows, and 64 weights for each row of the block
-extern "C" __global__ void __launch_bounds__(128, 4) fg_attention_backward_keys(
+extern "C" __global__ void __launch_bounds__(128, 3) fg_attention_backward_keys(
     const storage_t* dy, const storage_t* q, const storage_t* k, const storage_t* v, const storage_t* largest,
     const storage_t* total, const real_t* along, storage_t* dk, storage_t* dv, const index_t* lengths, index_t H,
     index_t T, index_t S, index_t D, index_t dy_b, index_t dy_h, index_t dy_t, index_t q_b, index_t q_h, index_t q_t,
@@ -361,15 +421,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) fg_attention_backward_keys(
     for (int r = 0; r < ROWS; ++r) {
         if (key + r >= S) break;
         const bool padding = key + r >= keys;
-        storage_t* const to_k = dk + Walk{dk_b, dk_h, dk_t}.of(b, h) + (key + r) * dk_t;
-        storage_t* const to_v = dv + Walk{dv_b, dv_h, dv_t}.of(b, h) + (key + r) * dv_t;
-#pragma unroll
-        for (int c = 0; c < CHUNKS; ++c) {
-            const index_t d = slab + c * WARP + lane;
-            if (d < D) {
-                to_k[d] = storage_t(padding ? real_t(0) : sums_k[r][c]);
-                to_v[d] = storage_t(padding ? real_t(0) : sums_v[r][c]);
-            }
-        }
+        put(dk + Walk{dk_b, dk_h, dk_t}.of(b, h) + (key + r) * dk_t, slab, D,
+            [&](int c) { return padding ? real_t(0) : sums_k[r][c]; });
+        put(dv + Walk{dv_b, dv_h, dv_t}.of(b, h) + (key + r) * dv_t, slab, D,
+            [&](int c) { return padding ? real_t(0) : sums_v[r][c]; });
     }
 }

@@ -62,7 +62,7 @@ class _Shape:
         self.slabs = cuda.blocks(D, self.chunks * cuda.WARP)
         vector = 16 // dtype.itemsize
         stride = (cuda.blocks(D, vector) | 1) * vector
-        each = (4 if self.chunks <= 4 else 2) * 4 // dtype.itemsize  # ROWS of attention.cu
+        each = {1: 8, 2: 8, 4: 4, 8: 2}[self.chunks] * 4 // dtype.itemsize  # ROWS of attention.cu
         threads = cuda.threads(device, wanted)
         while True:
             self.rows = threads // cuda.WARP * each

@@ -110,8 +110,7 @@ def batch_norm_backward(
 ) -> None:  # fmt: skip
     """Write dx (outer, C, inner), may be dy, dweight and dbias (C,)."""
     if x.size == 0:
-        dweight.fill(0)
-        dbias.fill(0)
+        cuda.fill(0, dweight, dbias)
         return
     outer, count, inner = x.shape
     device = cuda.device_of(x)

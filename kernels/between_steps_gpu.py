@@ -60,11 +60,6 @@ class Between:
         self._product: Any = None if self.mask_h is None else empty(self._shape, self._dtype)
         self._kept = [empty(self._shape, self._dtype) if self._zones else None for _ in range(states)]
 
-    @property
-    def arrays(self) -> list[Array | None]:
-        """What a captured graph refers to."""
-        return [self.mask_h, self._product, *self._kept]
-
     def _random(self) -> tuple[Any, ...]:
         noise = self._noise
         assert noise is not None
@@ -126,7 +121,7 @@ def mask_x(noise: Noise | None, x: Array) -> Array | None:
 
 def _drawn(noise: Noise, stream: int, p: float, like: Array) -> Array:
     ones = cuda.device_of(like).xp.empty(like.shape[-2:], like.dtype)
-    ones.fill(1)
+    cuda.fill(1, ones)
     flat = ones.reshape(-1)
     dropout(flat, threshold_of(p), 1.0 / (1.0 - p), noise.seed, noise.counter(stream), flat)
     return ones

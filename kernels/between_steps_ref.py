@@ -55,6 +55,11 @@ class Noise:
         """Whether x is masked."""
         return self.training and self.dropout_x > 0
 
+    @property
+    def every_step(self) -> bool:
+        """Whether anything is done between two steps; a mask of x is not."""
+        return self.zones or self.drops_h
+
     def counter(self, stream: int) -> int:
         """Return the upper half of the counter of a stream."""
         return 4 * self.offset + stream

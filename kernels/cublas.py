@@ -3,6 +3,12 @@
 CuPy's own binding refuses to be called while a stream is captured into a graph. cuBLAS itself does not, as long as it
 needs no memory of its own: so each stream has a workspace here, handed over before every product.
 
+A graph may be replayed beside any other work. NVIDIA's manual ("CUDA Graphs Support") leaves two ways: cuBLAS makes
+memory nodes, which it says may fail in child graphs, or the caller gives a workspace by cublasSetWorkspace, which no
+work that runs at the same time may share. So each capture has a workspace of its own here, and one more for every
+stream that joins it, since branches of a graph run side by side. Which capture it is the driver tells by a number that
+no other has. Workspaces of graphs stay for as long as the process lives, 32 MB each.
+
 Products of float32 are computed in float32 throughout (CUBLAS_DEFAULT_MATH: no TF32), and the same call gives the same
 bits each time: atomics are off and one handle works on one stream at a time.
 """
@@ -14,7 +20,7 @@ import functools
 import importlib
 import sys
 import threading
-from ctypes import byref, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import addressof, byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +116,7 @@ class Cublas:
     def __init__(self, library: Any, workspace: Any) -> None:
         self._library = library
         self._make_workspace = workspace
-        self._workspaces: dict[int, Any] = {}  # kept for good: a captured graph refers to them
+        self._workspaces: dict[tuple[int, int], Any] = {}  # by stream and capture; kept for good, as graphs use them
         self._own = threading.local()  # a handle for each thread, as they may not share one
 
     def _call(self, name: str, *args: Any) -> None:
@@ -128,21 +134,29 @@ class Cublas:
         return handle
 
     def matmul(
-        self, stream: int, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool
+        self,
+        stream: int,
+        a: Array,
+        b: Array,
+        out: Array,
+        transpose_a: bool,
+        transpose_b: bool,
+        accumulate: bool,
+        capture: int = 0,
     ) -> None:
         """Write op(a) op(b) into `out`, or add it; rows contiguous, no size 0. The device must be current.
 
-        Streams that run at the same time have different workspaces; two graphs captured on one stream must not run at
-        the same time.
+        capture : number of the capture under way on the stream, 0 where there is none
         """
         m, n = out.shape
         k = a.shape[0] if transpose_a else a.shape[1]
         handle = self._handle()
-        if stream not in self._workspaces:
-            self._workspaces[stream] = self._make_workspace(WORKSPACE)
+        place = stream, capture
+        if place not in self._workspaces:
+            self._workspaces[place] = self._make_workspace(WORKSPACE)
         # cublasSetStream takes the workspace away, so both each time.
         self._call("cublasSetStream_v2", handle, stream)
-        self._call("cublasSetWorkspace_v2", handle, self._workspaces[stream].data.ptr, WORKSPACE)
+        self._call("cublasSetWorkspace_v2", handle, self._workspaces[place].data.ptr, WORKSPACE)
         gemm, kind = _GEMM[out.dtype]
         # cuBLAS goes by columns: what it sees is the transpose of each array, and out^T = op(b)^T op(a)^T.
         self._call(
@@ -150,6 +164,28 @@ class Cublas:
             byref(kind(1)), b.data.ptr, row_stride(b), a.data.ptr, row_stride(a),
             byref(kind(1 if accumulate else 0)), out.data.ptr, row_stride(out),
         )  # fmt: skip
+
+
+@functools.cache
+def _driver() -> Any:
+    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    # CUresult cuStreamGetCaptureInfo_v2(stream, status*, id*, graph*, dependencies**, count*), the last three optional.
+    library.cuStreamGetCaptureInfo_v2.argtypes = [c_void_p] * 6
+    library.cuStreamGetCaptureInfo_v2.restype = c_int
+    return library
+
+
+def capture_number(stream: int) -> int:
+    """Return what tells the capture under way on a stream from all others of the process; 0 without one.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    status, number = c_int(), c_uint64()
+    code = _driver().cuStreamGetCaptureInfo_v2(stream, addressof(status), addressof(number), None, None, None)
+    if code:
+        raise RuntimeError(f"cuStreamGetCaptureInfo: CUDA error {code}")
+    return number.value if status.value else 0
 
 
 def row_stride(array: Array) -> int:

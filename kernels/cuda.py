@@ -12,6 +12,13 @@ says fma, and the same source on another processor gives the same bits. CuPy alw
 subnormal numbers are taken for 0 and results below the normal range become 0.
 
 Where the arrays lie decides on which `Device` a kernel runs: CuPy's here; tests register one that runs on the CPU.
+
+A graph captures addresses and owns nothing: memory that a captured call allocates and lets go would be somebody else's
+when the graph is replayed. So whatever a launch or a product is given while its stream is captured is kept for as long
+as the process lives, here, whoever allocated it; `keep` does the same for what only the array module writes, which
+`copy`, `zeros` and `fill` call. (CUDA could tie memory to the life of a graph, by user objects, which CuPy does not
+have: a program that captures anew again and again grows. What is captured allocates: CuPy's default mode of capture,
+relaxed, lets it.)
 """
 
 from __future__ import annotations
@@ -95,6 +102,10 @@ class Device(Protocol):
         """Wait for the current stream."""
         ...
 
+    def capturing(self) -> bool:
+        """Say whether the current stream records launches for a graph."""
+        ...
+
     def push_range(self, name: str) -> None:
         """Begin a named range, which Nsight Systems shows; `pop_range` ends the one begun last."""
         ...
@@ -118,6 +129,9 @@ class StreamTools:
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
+
+    def capturing(self) -> bool:
+        return self.xp.cuda.get_current_stream().is_capturing()
 
     # Which builds of CuPy have NVTX differs: without it there are no names, and nothing else is missing.
     def push_range(self, name: str) -> None:
@@ -150,8 +164,11 @@ class _CuPyDevice(StreamTools):
         return self.xp.cuda.Device(self.ordinal)
 
     def matmul(self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, accumulate: bool) -> None:
-        stream = self.xp.cuda.get_current_stream().ptr
-        self._cublas.matmul(stream, a, b, out, transpose_a, transpose_b, accumulate)
+        from . import cublas
+
+        stream = self.xp.cuda.get_current_stream()
+        capture = cublas.capture_number(stream.ptr) if stream.is_capturing() else 0
+        self._cublas.matmul(stream.ptr, a, b, out, transpose_a, transpose_b, accumulate, capture)
 
     @functools.cached_property
     def _cublas(self) -> Any:
@@ -258,6 +275,42 @@ def _parameters(text: str) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
+captured: list[Any] = []  # what graphs refer to
+
+
+def keep(device: Device, *arrays: Array) -> None:
+    """Keep arrays for as long as the process lives where the current stream of the device is captured."""
+    with device.here():
+        if device.capturing():
+            captured.append(arrays)
+
+
+def copy(array: Array) -> Array:
+    """Return a copy that a graph may write."""
+    device = device_of(array)
+    with device.here():
+        result = array.copy()
+    keep(device, array, result)
+    return result
+
+
+def zeros(device: Device, shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """Return zeros that a graph may write."""
+    with device.here():
+        result = device.xp.zeros(shape, dtype)
+    keep(device, result)
+    return result
+
+
+def fill(value: float, *arrays: Array) -> None:
+    """Fill arrays, in a graph as well."""
+    for array in arrays:
+        device = device_of(array)
+        keep(device, array)
+        with device.here():
+            array.fill(value)
+
+
 declared: list[Kernel] = []  # every kernel of the launchers imported so far
 
 
@@ -331,6 +384,8 @@ class Kernel:
         if function is None:
             function = self._functions[key] = device.function(self.text(dtype.name, **variant), self.name, large)
         with device.here():
+            if device.capturing():
+                captured.append((packed, touches))
             function(grid, block, packed, shared, touches, cooperative)
 
     def _check_shape(self, device: Device, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:

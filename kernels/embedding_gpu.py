@@ -52,7 +52,7 @@ def backward(dy: Array, indices: Array, dweight: Array) -> None:
 
     Sums are in the order of the indices. One that is not from 0 to V - 1 is left out.
     """
-    dweight.fill(0)
+    cuda.fill(0, dweight)
     V, E = dweight.shape
     n = indices.size
     if dy.size == 0 or V == 0:

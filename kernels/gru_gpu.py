@@ -24,9 +24,9 @@ from .recurrent_gpu import (
     partial_sums,
     persistent_plan,
     states,
+    undisturbed,
     zeroed_padding,
 )
-from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -111,7 +111,7 @@ def forward(
     )  # fmt: skip
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else empty(after.shape, dtype)
-    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after and noise is None else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh, h)) if reset_after and undisturbed(noise) else None
     arrivals = counters(device, plan)
     if plan is not None:
         _PERSISTENT_FORWARD(
@@ -121,8 +121,7 @@ def forward(
         )  # fmt: skip
     else:
         _stepwise_forward(device, bias_ih, bias_hh, y, saved)
-    hn = h[0 if reverse else steps].copy()
-    keep_if_captured(device, saved, y, hn, arrivals)
+    hn = cuda.copy(h[0 if reverse else steps])
     return y, hn, saved
 
 
@@ -152,7 +151,6 @@ def _stepwise_forward(
             matmul(inner[t], weight_hh[n], gates[t, :, n], transpose_b=True, accumulate=True)
             launch(_CANDIDATE, t, gates, bias_ih, bias_hh, h, y)
         between.after(t, h, None, y)
-    keep_if_captured(device, products, between.arrays)
 
 
 def backward(
@@ -168,7 +166,7 @@ def backward(
     dgates = empty(saved.gates.shape, dtype)
     # Gradients of W_hh h, in the order of W_hh's rows; of reset_after=False one of r h, (B, H).
     dproducts = empty(dgates.shape if reset_after else (batch, hidden), dtype)
-    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after and noise is None else None
+    plan = persistent_plan(device, 3, steps, h, (weight_hh,)) if reset_after and undisturbed(noise) else None
     between = Between(noise, h, 1, saved.lengths, bound=state_grad_clip)
     arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:
@@ -197,11 +195,7 @@ def backward(
         matmul(flat_gates[:, n], flat(inner), dweight_hh[n], transpose_a=True)
     dbias_ih = bias_gradient(dgates) if saved.has_bias_ih else None
     dbias_hh = bias_gradient(dproducts if reset_after else dgates) if saved.has_bias_hh else None
-    results = dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
-    keep_if_captured(
-        device, saved, dy, dgates, dproducts, arrivals, partial, results, between.arrays, m_x, x, before
-    )  # fmt: skip
-    return results
+    return dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
 
 
 def _stepwise_backward(

@@ -51,8 +51,7 @@ def layer_norm_backward(
     """Write dx (M, N), may be dy or x, dweight and dbias (N,); mean and rstd (M,) as `layer_norm` wrote them."""
     rows, columns = x.shape
     if x.size == 0:
-        dweight.fill(0)
-        dbias.fill(0)
+        cuda.fill(0, dweight, dbias)
         return
     device = cuda.device_of(x)
     block, vectors = _block(device, columns, (dy, x, weight, dx))

@@ -10,7 +10,6 @@ from typing import Any
 from . import cuda
 from .activation_gpu import column_sums, column_tile
 from .matmul_gpu import matmul
-from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -32,7 +31,7 @@ def sum_rows(matrix: Array, out: Array) -> None:
     """Write the sum over the rows of a matrix (M, N) into `out` (N,), in a fixed order."""
     rows, columns = matrix.shape
     if rows == 0:
-        out.fill(0)
+        cuda.fill(0, out)
         return
     device = cuda.device_of(out)
     tile = column_tile(device, rows, columns, matrix.dtype, (matrix,))
@@ -42,7 +41,6 @@ def sum_rows(matrix: Array, out: Array) -> None:
         shared=tile.block[0] * tile.block[1] * tile.width * matrix.itemsize,
     )  # fmt: skip
     column_sums(partial, out)
-    keep_if_captured(device, partial)
 
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:

@@ -23,9 +23,9 @@ from .recurrent_gpu import (
     partial_sums,
     persistent_plan,
     states,
+    undisturbed,
     zeroed_padding,
 )
-from .table_gpu import keep_if_captured
 
 Array = Any
 
@@ -95,7 +95,7 @@ def forward(
     h, c = (states(initial, steps, reverse) for initial in (h0, c0))
     after = h[:-1] if reverse else h[1:]
     y = after if lengths is None else device.xp.empty(after.shape, dtype)
-    plan = persistent_plan(device, 4, steps, h, (weight_hh, h)) if noise is None else None
+    plan = persistent_plan(device, 4, steps, h, (weight_hh, h)) if undisturbed(noise) else None
     between = Between(noise, h, 2, lengths, reverse)
     arrivals = counters(device, plan)
     if plan is not None:
@@ -117,8 +117,7 @@ def forward(
     final = 0 if reverse else steps
     has_bias = bias_ih is not None or bias_hh is not None
     saved = Saved(x, weight_ih, weight_hh, has_bias, lengths, reverse, gates, h, c, noise)
-    hn, cn = h[final].copy(), c[final].copy()
-    keep_if_captured(device, saved, y, hn, cn, arrivals, between.arrays)
+    hn, cn = cuda.copy(h[final]), cuda.copy(c[final])
     return y, hn, cn, saved
 
 
@@ -133,7 +132,7 @@ def backward(
     hidden = saved.weight_hh.shape[1]
     dh, dc = (own_or_zeros(gradient, c[0]) for gradient in (dhn, dcn))
     dgates = empty(gates.shape, dtype)
-    plan = persistent_plan(device, 4, steps, c, (saved.weight_hh,)) if noise is None else None
+    plan = persistent_plan(device, 4, steps, c, (saved.weight_hh,)) if undisturbed(noise) else None
     between = Between(noise, c, 2, lengths, bound=state_grad_clip)
     arrivals, partial = counters(device, plan), partial_sums(device, plan, hidden)
     if plan is not None:
@@ -163,6 +162,4 @@ def backward(
     matmul(flat(dgates), flat(x), dweight_ih, transpose_a=True)
     matmul(flat(dgates), flat(before), dweight_hh, transpose_a=True)
     dbias = bias_gradient(dgates) if saved.has_bias else None
-    results = dx, dh, dc, dweight_ih, dweight_hh, dbias
-    keep_if_captured(device, saved, dy, dgates, arrivals, partial, results, between.arrays, m_x, x, before)
-    return results
+    return dx, dh, dc, dweight_ih, dweight_hh, dbias

@@ -33,12 +33,14 @@ def matmul(
             raise ValueError(f"{name}: the rows of {array.shape} with strides {array.strides} are not contiguous")
     if m == 0 or n == 0:
         return
-    if k == 0:
-        if not accumulate:
-            out[...] = 0
-        return
     device = cuda.device_of(out)
     with device.here():
+        if device.capturing():
+            cuda.captured.append((a, b, out))
+        if k == 0:
+            if not accumulate:
+                out[...] = 0
+            return
         device.matmul(a, b, out, transpose_a, transpose_b, accumulate)
 
 

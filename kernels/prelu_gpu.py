@@ -76,7 +76,7 @@ def prelu_backward(dy: Array, x: Array, weight: Array, dx: Array, dweight: Array
     outer, channels, inner = x.shape
     device = cuda.device_of(x)
     if x.size == 0:
-        dweight.fill(0)
+        cuda.fill(0, dweight)
         return
     if inner == 1:
         tile = column_tile(device, outer, channels, x.dtype, (dy, x, weight, dx))

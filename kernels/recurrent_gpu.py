@@ -2,7 +2,18 @@
 
 "stepwise": a product and a kernel for each step. Every launch may be captured into a graph, which takes the launches'
 time off the host. "persistent": one cooperative kernel for all steps, which keeps W_hh in registers, see
-persistent.cuh: float32, H a multiple of 4 and small enough, a GRU with reset_after.
+persistent.cuh: float32, H a multiple of 4 up to 1024, a GRU with reset_after, nothing between the steps but the bound
+of the state's gradient. The rest goes stepwise, and why:
+
+    reset_after=False   the candidate's product needs r h of all units: a second barrier of the grid in each step, which
+                        is what bounds a step already
+    zoneout             a mix with each unit's state before, by random numbers of (t, b, unit): not written yet
+    recurrent_dropout   a mask of h for each sequence: no factor of W_hh, it would go into each product and each sum
+    float64             twice the registers a number: the slice of W_hh of a block halves, at a lower rate of FMAs
+    other H             rows of W_hh that do not begin on 16 bytes: a copy of the weights with padding in each call
+    larger H            more than 128 numbers of W_hh a thread, or more blocks than multiprocessors
+
+input_dropout, and all of recurrent_dropout in evaluation, leave the steps alone: they go either way.
 
 Either may be captured into a graph, after a call of the same sizes on the same stream, which compiles the kernels and
 starts cuBLAS; lengths must lie on the device then. What a captured call has allocated is never freed.
@@ -43,6 +54,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import cuda
+from .between_steps_ref import Noise
 from .linear_gpu import sum_rows
 from .matmul_gpu import matmul
 
@@ -69,6 +81,11 @@ def zeroed_padding(x: Array, lengths: Array | None) -> Array:
     return out
 
 
+def undisturbed(noise: Noise | None) -> bool:
+    """Say whether the steps follow each other with nothing between them."""
+    return noise is None or not noise.every_step
+
+
 def flat(array: Array) -> Array:
     """Return (T, B, N) as the matrix (T B, N) of the same memory."""
     steps, batch, columns = array.shape
@@ -91,7 +108,7 @@ def states(initial: Array, steps: int, reverse: bool) -> Array:
 
 def own_or_zeros(gradient: Array | None, like: Array) -> Array:
     """Return a copy that may be written, or zeros in the shape of `like`."""
-    return cuda.device_of(like).xp.zeros(like.shape, like.dtype) if gradient is None else gradient.copy()
+    return cuda.zeros(cuda.device_of(like), like.shape, like.dtype) if gradient is None else cuda.copy(gradient)
 
 
 def bias_gradient(dgates: Array) -> Array:
@@ -128,7 +145,9 @@ DEPTHS = 4  # vectors of h for each thread at most: 8 rows of 16 numbers are 128
 PASS = 32  # sequences multiplied before their gates are computed
 
 # FMAs of a block in a step up to which "auto" takes the persistent kernel: 4 us of an H200, at H = 1024 a batch of 32.
-# Not yet measured on hardware: an estimate of where cuBLAS's larger tiles catch up.
+# Not yet measured on hardware: an estimate of where cuBLAS's larger tiles catch up. Stepwise a step is two launches at
+# least, 4 us in a graph and some 10 without: below the limit the persistent kernel has no more than that to do, and
+# above it a product of this size takes cuBLAS as long, on multiprocessors that it fills better.
 AUTO_LIMIT = 1 << 20
 
 _method: str = "auto"
@@ -242,7 +261,7 @@ def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) 
 
 def counters(device: cuda.Device, plan: Plan | None) -> Array | None:
     """Return the counters of the groups' barriers, at 0."""
-    return None if plan is None else device.xp.zeros((plan.groups, COUNTER_STRIDE), np.uint32)
+    return None if plan is None else cuda.zeros(device, (plan.groups, COUNTER_STRIDE), np.uint32)
 
 
 def partial_sums(device: cuda.Device, plan: Plan | None, hidden: int) -> Array | None:

@@ -22,15 +22,17 @@ enum { PARAM, GRAD, SQUARE, BUFFER };
 constexpr int STREAMS = 3 + FG_MOMENTUM + FG_CENTERED;
 
 // table: see lists.cuh; streams params in/out, grads in, square_avg in/out, with momentum its buffer in/out, and centered
-// last grad_avg in/out. own (parameters, NUMBERS) in, or null: the numbers that follow, of each tensor. control (2,) in,
-// or null: see State. changes (chunks, 2) out, or null: see Change. rest: 1 - alpha. Block: a chunk.
+// last grad_avg in/out. own (parameters, STORED) in, or null: the numbers that follow, of each tensor. control (2,) in,
+// or null: see State. changes (chunks, 2) out, or null: see Change. rest: 1 - alpha. low, high: the range of the
+// weights, see Numbers. Block: a chunk.
 extern "C" __global__ void fg_rmsprop(const index_t* table, int streams, int tensors, const double* own,
                                       const double* control, double* changes, double scale, double lr,
-                                      double alpha, double rest, double eps, double weight_decay, double momentum) {
+                                      double alpha, double rest, double eps, double weight_decay, double momentum,
+                                      double low, double high) {
     if (skips(control, changes)) return;
     const Table lists{table, streams, tensors};
     const Chunk chunk(lists);
-    const Numbers given{{scale, lr, alpha, rest, eps, weight_decay, momentum}};
+    const Numbers given{{scale, lr, alpha, rest, eps, weight_decay, momentum}, low, high};
     const Numbers n = Numbers::of(given, own, lists.number(chunk.tensor), control);
     const real_t factor = n[0], rate = n[1], a = n[2], r = n[3], e = n[4], wd = n[5], mu = n[6];
     Change change;
@@ -48,9 +50,9 @@ extern "C" __global__ void fg_rmsprop(const index_t* table, int streams, int ten
         const real_t d = sqrt_(variance) + e;
         if constexpr (FG_MOMENTUM) {
             const real_t b = x[BUFFER] = fma_(x[BUFFER], mu, g / d);
-            x[PARAM] = fma_(-b, rate, p);
+            x[PARAM] = n.within(fma_(-b, rate, p));
         } else {
-            x[PARAM] = p - rate * g / d;
+            x[PARAM] = n.within(p - rate * g / d);
         }
         if (changes) change.take(p, x[PARAM]);
     });

@@ -17,17 +17,17 @@
 enum { PARAM, GRAD, BUFFER };
 constexpr int STREAMS = FG_MOMENTUM ? 3 : 2;
 
-// table: see lists.cuh; streams params in/out, grads in, and with momentum its buffer in/out. own (parameters, NUMBERS)
+// table: see lists.cuh; streams params in/out, grads in, and with momentum its buffer in/out. own (parameters, STORED)
 // in, or null: the numbers that follow, of each tensor. control (2,) in, or null: see State. changes (chunks, 2)
-// out, or null: see Change. rest: 1 - dampening. Block: a chunk.
+// out, or null: see Change. rest: 1 - dampening. low, high: the range of the weights, see Numbers. Block: a chunk.
 extern "C" __global__ void fg_sgd(const index_t* table, int streams, int tensors, const double* own,
                                   const double* control, double* changes, double scale, double lr,
-                                  double weight_decay, double momentum, double rest) {
+                                  double weight_decay, double momentum, double rest, double low, double high) {
     if (skips(control, changes)) return;
     const Table lists{table, streams, tensors};
     const Chunk chunk(lists);
     const Numbers n =
-        Numbers::of({{scale, lr, weight_decay, momentum, rest}}, own, lists.number(chunk.tensor), control);
+        Numbers::of({{scale, lr, weight_decay, momentum, rest}, low, high}, own, lists.number(chunk.tensor), control);
     const real_t factor = n[0], rate = n[1], wd = n[2], mu = n[3], share = n[4];
     Change change;
     update_elements<STREAMS, (1u << STREAMS) - 1 - (1u << GRAD)>(lists, chunk, [&](real_t(&x)[STREAMS]) {
@@ -38,7 +38,7 @@ extern "C" __global__ void fg_sgd(const index_t* table, int streams, int tensors
             const real_t b = x[BUFFER] = fma_(x[BUFFER], mu, g * share);
             g = FG_NESTEROV ? fma_(b, mu, g) : b;
         }
-        x[PARAM] = fma_(-g, rate, p);
+        x[PARAM] = n.within(fma_(-g, rate, p));
         if (changes) change.take(p, x[PARAM]);
     });
     change.put(changes);

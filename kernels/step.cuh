@@ -7,24 +7,28 @@
 #pragma once
 #include "health.cuh"
 
-constexpr int GROUP = 8;    // doubles of a parameter group, see the rule of the op
+constexpr int GROUP = 9;     // doubles of a parameter group: lowest and highest weight, then see the rule of the op
 constexpr int GROUPS_FROM = 3;
-constexpr int NUMBERS = 9;  // doubles that an update takes, the first of them times the gradient; unused ones are 0
+constexpr int NUMBERS = 9;   // doubles that an update takes, the first of them times the gradient; unused ones are 0
+constexpr int STORED = NUMBERS + 2;
 
 struct Numbers {
     double at[NUMBERS];
+    double low, high;  // what weights are clamped to, -inf and inf for no limit: the same bits then, and no more bytes
 
     // Those that were given, or those of a tensor, times what the norm says; see State.
     __device__ static Numbers of(const Numbers& given, const double* own, index_t number, const double* control) {
         Numbers result = given;
         if (own) {
 #pragma unroll
-            for (int i = 0; i < NUMBERS; ++i) result.at[i] = own[number * NUMBERS + i];
+            for (int i = 0; i < NUMBERS; ++i) result.at[i] = own[number * STORED + i];
+            result.low = own[number * STORED + NUMBERS], result.high = own[number * STORED + NUMBERS + 1];
         }
         if (control) result.at[0] = control[0] * result.at[0];
         return result;
     }
     __device__ real_t operator[](int i) const { return real_t(at[i]); }
+    __device__ real_t within(real_t weight) const { return minimum(maximum(weight, real_t(low)), real_t(high)); }
 };
 
 // What an optimizer keeps on the device, over its parameters: a tensor's `number` in the table is its parameter's.
@@ -34,7 +38,7 @@ struct State {
                              // gradient, before its norm is clipped; from [GROUPS_FROM] (groups, GROUP)
     const index_t* group;    // (parameters,) in
     index_t* steps;          // (parameters,) in/out: steps taken
-    double* own;             // (parameters, NUMBERS) out
+    double* own;             // (parameters, STORED) out: Numbers
     double* control;         // (2,) out: the coefficient and that factor, and 1 where the step is taken, else 0
     index_t* skipped;        // (2,) in/out: steps left out, in all and in a row up to this one
     double* report;          // (4,) out: norm, coefficient (0 where skipped), whether skipped, skipped in a row
@@ -74,7 +78,7 @@ __device__ inline bool skips(const double* control, double* changes) {
     return true;
 }
 
-// rule(group, step) returns the Numbers of a tensor that takes its step number `step`, from 1.
+// rule(group, step) returns the Numbers, but for the range, of a tensor that takes its step number `step`, from 1.
 template <class F> __device__ void finish_step(const Table& table, const Sums& sums, const State& state,
                                                const Findings& findings, F rule) {
     __shared__ bool goes_on;
@@ -101,8 +105,11 @@ template <class F> __device__ void finish_step(const Table& table, const Sums& s
     if (!goes_on) return;
     for (int k = threadIdx.x; k < table.tensors; k += blockDim.x) {
         const index_t number = table.number(k), step = ++state.steps[number];
-        const Numbers numbers = rule(state.settings + GROUPS_FROM + state.group[number] * GROUP, step);
+        const double* const group = state.settings + GROUPS_FROM + state.group[number] * GROUP;
+        const Numbers numbers = rule(group + 2, step);
+        double* const own = state.own + number * STORED;
 #pragma unroll
-        for (int i = 0; i < NUMBERS; ++i) state.own[number * NUMBERS + i] = numbers.at[i];
+        for (int i = 0; i < NUMBERS; ++i) own[i] = numbers.at[i];
+        own[NUMBERS] = group[0], own[NUMBERS + 1] = group[1];
     }
 }

@@ -8,6 +8,7 @@ Nothing waits for the device and nothing is copied to it, unless numbers of a gr
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from .table_gpu import Table, current_stream, refuse_capture, table_of
 
 Array = Any
 
-GROUP, NUMBERS, GROUPS_FROM = 8, 9, 3  # as in step.cuh
+GROUP, STORED, GROUPS_FROM = 9, 11, 3  # as in step.cuh
+ANY_WEIGHT = -math.inf, math.inf
 REPORT = 4  # numbers of a report: norm, coefficient (0 where skipped), whether skipped, and the steps skipped in a row
 POLICIES = {"propagate": 0, "skip": 1, "raise": 2}  # as in step.cuh: raising counts nothing
 
@@ -29,7 +31,7 @@ _HEAD = "table: i64*, streams: i32, tensors: i32, "
 
 def update_kernel(name: str, numbers: str, variants: Sequence[str]) -> cuda.Kernel:
     """Return the update fg_<name>; `numbers`: names of the numbers that it takes, the factor of the gradient first."""
-    own = ", ".join(f"{number}: f64" for number in numbers.split())
+    own = ", ".join(f"{number}: f64" for number in [*numbers.split(), "low", "high"])
     return cuda.Kernel(name, f"fg_{name}", f"{_HEAD}own: f64*?, control: f64*?, changes: f64*?, {own}", variants)
 
 
@@ -45,13 +47,13 @@ def update(
     kernel: cuda.Kernel, lists: Sequence[Sequence[Array]], scale: float | Array, maximize: bool, *numbers: float,
     **variant: bool,
 ) -> None:  # fmt: skip
-    """Run an update with the same numbers for all tensors.
+    """Run an update with the same numbers for all tensors, whose weights have no limits.
 
     scale : the factor of the gradients, or what `norm_gpu.clip_all` returned
     """
     control, factor = (None, scale) if isinstance(scale, float) else (scale, 1.0)
     numbers = (-factor if maximize else factor, *numbers)
-    table_of(lists).launch(kernel, lists, None, control, None, *numbers, **_flags(variant))
+    table_of(lists).launch(kernel, lists, None, control, None, *numbers, *ANY_WEIGHT, **_flags(variant))
 
 
 def _flags(variant: dict[str, bool]) -> dict[str, int]:
@@ -94,11 +96,6 @@ class Plan(NamedTuple):
     numbers: list[int]
     updates: list[Table]
 
-    def use(self) -> None:
-        """Say that a launch reads these tables."""
-        for table in (self.norms, *self.updates):
-            table.use()
-
 
 def plan_of(updates: list[Update]) -> Plan:
     """Return the tables of a step, made now if need be; see `table_gpu.table_of`."""
@@ -134,23 +131,31 @@ class Steps:
         with self.device.here():
             self.group = xp.asarray(np.array(groups, np.int64))
             self.steps, self.skipped = xp.zeros(count, np.int64), xp.zeros(2, np.int64)
-            self.own, self.control = xp.zeros((count, NUMBERS), np.float64), xp.zeros(2, np.float64)
+            self.own, self.control = xp.zeros((count, STORED), np.float64), xp.zeros(2, np.float64)
             self.settings = xp.zeros(GROUPS_FROM + GROUP * (max(groups) + 1), np.float64)
         self.norms: Array = None
         self.taking_part: list[int] = []
         self._set: list[float] | None = None
 
-    def set(self, max_norm: float | None, nonfinite: str, unscale: float, groups: Iterable[Sequence[float]]) -> None:
+    def set(
+        self,
+        max_norm: float | None,
+        nonfinite: str,
+        unscale: float,
+        groups: Iterable[tuple[tuple[float, float] | None, Sequence[float]]],
+    ) -> None:
         """Bring the numbers of a step and of the groups to the device where they have changed.
 
         unscale : factor of every gradient, before its norm is clipped
+        groups : of each the range of its weights, None for any, and what its rule takes
 
         Raises:
             RuntimeError: they have changed while a graph is captured, which would replay the copy.
         """
         settings = [NO_LIMIT if max_norm is None else max_norm, float(POLICIES[nonfinite]), unscale]
-        for numbers in groups:
-            settings += [*numbers, *[0.0] * (GROUP - len(numbers))]
+        for bounds, numbers in groups:
+            own = [*(ANY_WEIGHT if bounds is None else bounds), *numbers]
+            settings += own + [0.0] * (GROUP - len(own))
         if settings == self._set:
             return
         refuse_capture(self.device, "a change of lr or another number")
@@ -170,7 +175,6 @@ class Steps:
             what has changed and of what was there before, (chunks, 2). All lies in one array, to be read by one copy.
         """
         device, table = self.device, plan.norms
-        plan.use()
         lists = updates[0].lists if len(updates) == 1 else [_in_order(updates)]
         (examine_chunks if health else sum_chunks)(table, lists, plan.stream)
         ends = list(itertools.accumulate([REPORT, 6 * table.tensors, *(2 * own.chunks for own in plan.updates)]))

@@ -6,9 +6,8 @@ in the order of the stream, without waiting.
 
 A launch that is being captured into a graph bakes in the address of its table. A table can't be made then, since the
 copy would read its pinned memory anew in each replay: a call outside of the capture, on the same stream and with the
-same arrays, has to come first. What a capture has used is kept for as long as the process lives: its tables with their
-scratch, and what its calls have returned. Arrays that are not contiguous are copied in a call, which no replay repeats
-in the same memory: leave them out of graphs.
+same arrays, has to come first. Arrays of a list that are not contiguous are copied into new memory in each call, whose
+table is never there: leave them out of graphs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ TABLES_KEPT = 64  # one of 4 times 148 tensors and 124 million elements takes 70
 
 _lock = threading.Lock()
 _tables: OrderedDict[Any, Table] = OrderedDict()  # in the order of use, the latest at the end
-_captured: list[Any] = []  # tables that graphs read, arrays that they use
 
 
 class Table:
@@ -42,7 +40,6 @@ class Table:
     chunks : blocks that cover all elements of a stream
     partial, counts, totals, norms, norm, coefficients, arrived : scratch of the norm kernels and of health.cu, for the
         stream in whose order the table was made
-    kept : whether a graph reads it
     """
 
     def __init__(self, device: cuda.Device, lists: Sequence[Sequence[Array]], addresses: list[int], numbers: list[int]):
@@ -61,21 +58,11 @@ class Table:
         )
         self.partial = xp.empty(TERMS * self.chunks, np.float64)
         self.counts = xp.empty(COUNTS * self.chunks, np.int64)
-        self.kept = False
-
-    def use(self) -> None:
-        """Say that a launch reads the table: while a graph is captured it is kept for good."""
-        if not self.kept and capturing(self.device):
-            self.kept = True
-            _captured.append(self)
 
     def result(self, shape: int | tuple[int, ...]) -> Array:
-        """Return a new float64 array for what a call returns; a graph that writes to it does so for good."""
+        """Return a new float64 array for what a call returns."""
         with self.device.here():
-            array = self.device.xp.empty(shape, np.float64)
-            if capturing(self.device):
-                _captured.append(array)
-        return array
+            return self.device.xp.empty(shape, np.float64)
 
     def launch(self, kernel: cuda.Kernel, lists: Sequence[Sequence[Array]], *args: Any, **variant: Any) -> None:
         """Run a kernel that takes a chunk a block; `lists` are those of the table."""
@@ -90,20 +77,11 @@ def current_stream(device: cuda.Device) -> Any:
         return device.xp.cuda.get_current_stream()
 
 
-def capturing(device: cuda.Device) -> bool:
-    """Say whether launches are being recorded for a graph."""
-    return bool(current_stream(device).is_capturing())
-
-
-def keep_if_captured(device: cuda.Device, *values: Any) -> None:
-    """Keep arrays for as long as the process lives where a graph is being captured, whose replays use their memory."""
-    if capturing(device):
-        _captured.append(values)
-
-
 def refuse_capture(device: cuda.Device, what: str) -> None:
     """Raise RuntimeError where the current stream is being captured: `what` can't be made then."""
-    if capturing(device):
+    with device.here():
+        recording = device.capturing()
+    if recording:
         raise RuntimeError(
             f"{what} can't be made while a graph is captured; make the same call with the same arrays once before, "
             f"on the same stream"
@@ -135,6 +113,4 @@ def table_of(lists: Sequence[Sequence[Array]], numbers: Sequence[int] | None = N
             _tables[key] = table
             if len(_tables) > TABLES_KEPT:
                 _tables.popitem(last=False)
-    else:
-        table.use()
     return table

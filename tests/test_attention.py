@@ -244,6 +244,30 @@ def test_layouts(backend, dtype):
             assert_same(backend, result, wanted, name)
 
 
+# Features of a lane: 1, 2, 4 and 8, of whole vectors or with a tail, and of more than a slab.
+@pytest.mark.parametrize("D", [6, 32, 36, 131, 260])
+def test_rows_that_begin_anywhere(backend, dtype, D):
+    """On 16 bytes or beside them, with rows that lie apart by whole vectors or not: the same bits."""
+    shape = (1, 2, 9, 35, D)
+    arrays = draw(shape, dtype)
+    expected = both(*arrays, causal=True)
+
+    def placed(array, offset, apart):
+        room = np.zeros(offset + array[..., 0].size * (D + apart) + 8, dtype)
+        start = -room.ctypes.data % 16 // room.itemsize + offset
+        view = room[start : start + array[..., 0].size * (D + apart)].reshape(*array.shape[:3], D + apart)[..., :D]
+        view[...] = array
+        return view
+
+    for offset, apart in ((0, 4), (1, 0), (0, 1), (3, 4)):
+        views = [placed(a, offset, apart) for a in arrays]
+        outs = [placed(np.full_like(a, np.nan), offset, apart) for a in (arrays[1], *arrays[1:])]
+        _, saved = attention(*views[1:], causal=True, out=outs[0])
+        attention_backward(views[0], saved, out=tuple(outs[1:]))
+        for result, wanted in zip(outs, expected, strict=True):
+            np.testing.assert_array_equal(result, wanted, err_msg=f"{offset} {apart}")
+
+
 @pytest.mark.parametrize("time_major", [False, True])
 def test_views_of_one_projection(backend, dtype, time_major):
     """Heads are read where a projection (B, T, 3 H D) or (T, B, 3 H D) has them, and gradients written likewise."""

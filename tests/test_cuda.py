@@ -204,6 +204,10 @@ def test_a_planted_difference_of_parameters_is_caught(fault):
     assert differences(kernels, "float32", wrong)
 
 
+# Of blocks of 128 threads, three to a multiprocessor.
+MOST_REGISTERS = {"fg_attention_backward_queries": 168, "fg_attention_backward_keys": 168}
+
+
 def warnings_of(log: str) -> list[str]:
     return [line for line in log.splitlines() if "warning" in line.lower()]
 
@@ -222,7 +226,7 @@ def test_sources_compile_without_a_warning_or_a_spill(source, dtype, variant, ar
     for name, kernel in sass.resources(log).items():
         assert kernel.spills == 0, name
         # A block of 1024 threads has 64 registers for each; what takes more is launched in smaller ones.
-        assert kernel.registers <= 128, name
+        assert kernel.registers <= MOST_REGISTERS.get(name, 128), name
 
 
 @compiles
@@ -248,8 +252,8 @@ BOUNDS = {
     "fg_batch_norm_sums_across": (96, 3, 0), "fg_batch_norm_sums_along": (64, 2, 0), "fg_batch_norm_apply": (64, 2, 1),
     "fg_dropout": (48, 4, 4), "fg_activation_dropout": (64, 4, 4), "fg_activation_dropout_backward": (80, 8, 4),
     "fg_activation_dropout_backward_rows": (128, 4, 2),
-    "fg_attention": (112, 0, 0), "fg_attention_backward_queries": (128, 0, 0),
-    "fg_attention_backward_keys": (124, 0, 0),
+    "fg_attention": (128, 3, 0), "fg_attention_backward_queries": (168, 4, 0),
+    "fg_attention_backward_keys": (168, 4, 0),
     "fg_layer_norm": (64, 4, 1), "fg_layer_norm_backward": (80, 6, 1),
     # A thread for each unit: what a step waits for is its launches.
     "fg_mask_steps": (32, 0, 0), "fg_zoneout": (48, 0, 0), "fg_zoneout_backward": (48, 0, 0),

@@ -41,7 +41,7 @@ IDS = [f"{optimizer.__name__}-{len(options)}" for optimizer, options in OPTIMIZE
 def device(monkeypatch, emulated_gpu):
     """The array module, with no tables of other tests."""
     monkeypatch.setattr(table_gpu, "_tables", type(table_gpu._tables)())
-    monkeypatch.setattr(table_gpu, "_captured", [])
+    monkeypatch.setattr(cuda, "captured", [])
     return emulated_gpu
 
 
@@ -276,6 +276,33 @@ def test_functions_launch_little_and_do_not_wait(monkeypatch, launches):
 
 
 @pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS, ids=IDS)
+def test_a_range_of_weights_is_part_of_the_update(launches, optimizer, options):
+    """Of one group alone, changed between replays; a step that is skipped leaves weights where they are."""
+    params, grads = [draw(np.float32, seed, SMALL) for seed in (0, 50)]
+    made = optimizer_of(optimizer, options, there(params), max_norm=3.0)
+    made.param_groups[1]["weight_range"] = (-0.25, 0.5)
+    params[1][:], params[4][:3] = 99.0, (np.nan, 7.0, -7.0)
+    grads[4][5] = np.nan
+    before = [p.copy() for p in params]
+    assert made.step(there(grads)).skipped
+    for mine, same in zip(params, before, strict=True):
+        np.testing.assert_array_equal(mine, same)
+    grads[4][5] = 0.0
+    del launches[:]
+    made.step(there(grads))
+    assert len(launches) == 3
+    for k, mine in enumerate(params):
+        bounded = mine[~np.isnan(mine)]
+        assert k < 2 or ((bounded >= -0.25) & (bounded <= 0.5)).all()
+    assert np.isnan(params[4][0]) and params[4][2] == -0.25 and params[1][0] > 8.0
+    made.param_groups[1]["weight_range"] = (1.0, np.inf)
+    made.refresh()
+    for _, again in list(launches):
+        again()
+    assert (params[3] >= 1.0).all() and params[1][0] > 8.0
+
+
+@pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS, ids=IDS)
 def test_a_replay_of_the_launches_goes_on(dtype, launches, optimizer, options):
     """The gradients change in place, and lr by refresh, as a program does that replays a captured step."""
 
@@ -392,9 +419,11 @@ def test_what_a_capture_needs_has_to_be_there(monkeypatch, launches):
     made = Adam(params, max_norm=1.0)
 
     def captured(call):
-        with monkeypatch.context() as patch:
-            patch.setattr(emulated.STREAM, "capturing", True)
+        emulated.STREAM.capturing = 1
+        try:
             return call()
+        finally:
+            emulated.STREAM.end_capture()
 
     with pytest.raises(RuntimeError, match=r"state of an optimizer can't be made while .*once before"):
         captured(lambda: made.step(grads))
@@ -404,14 +433,16 @@ def test_what_a_capture_needs_has_to_be_there(monkeypatch, launches):
     made.step(grads)
     report = captured(lambda: made.step(grads))
     plan = made._device._known.plan
-    assert table_gpu._captured[0] is plan.norms and table_gpu._captured[1] is report._found
+    kept = [array._host for args, _ in cuda.captured for array in args if isinstance(array, emulated.ndarray)]
+    assert any(array is plan.norms.head[0]._host for array in kept)
+    assert any(array.base is report._found._host for array in kept)
     made.param_groups[0]["lr"] = 0.5
     with pytest.raises(RuntimeError, match="a change of lr"):
         captured(lambda: made.step(grads))
     monkeypatch.setattr(table_gpu, "TABLES_KEPT", 1)
     for k in range(5):
         fastgrad.global_norm(there(draw(np.float32, k, SMALL)))
-    assert plan.norms not in table_gpu._tables.values() and len(table_gpu._captured) == 2
+    assert plan.norms not in table_gpu._tables.values() and len(cuda.captured) == 3
 
 
 def test_nonfinite_raise_waits_and_changes_nothing():

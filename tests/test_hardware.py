@@ -153,3 +153,54 @@ def test_a_part_that_breaks_off_leaves_a_record(tmp_path, monkeypatch):
     assert set(written["trouble"]) == {"tests", "benchmarks"} and "no such thing" in written["trouble"]["tests"]
     with pytest.raises(hardware.BadRecord, match="not complete: tests, benchmarks broke off"):
         hardware.read(path)
+
+
+# Nothing in what follows may be found by way of an installation, as on a machine that is lent.
+UNINSTALLED = """
+import sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in type(f).__module__ + getattr(f, "__module__", "")]
+sys.path = [p for p in sys.path if "site-packages" not in p or "__editable__" not in p]
+from pathlib import Path
+from devtools import hardware
+try:
+    import fastgrad.kernels
+except ImportError as error:
+    print("not importable:", error)
+for name in [name for name in sys.modules if name.startswith("fastgrad")]:
+    del sys.modules[name]
+run = hardware.Run(Path(sys.argv[1]), 1.0, True)
+run.make_importable()
+from fastgrad.kernels import cuda
+print(run.root == Path(cuda.__file__).parent.parent.parent, run.root != hardware.ROOT)
+"""
+
+
+def test_a_tree_that_is_not_installed_is_made_importable(tmp_path):
+    command = [sys.executable, "-c", UNINSTALLED, tmp_path]
+    done = subprocess.run(command, cwd=hardware.ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    if not said[0].startswith("not importable"):
+        pytest.skip("fastgrad is installed in a way that can't be hidden")
+    assert said[1] == "True True"
+
+
+def test_every_kernel_in_every_variant_is_compiled_ahead():
+    """Those named, and no variant that a plan of the persistent kernels comes to is left out."""
+    from fastgrad.kernels import cuda, recurrent_gpu
+
+    from devtools import fill_cache
+
+    names = {name for name, _ in fill_cache.texts()}
+    assert {name.split()[0] for name in names} == {kernel.source for kernel in cuda.declared}
+    assert len([name for name in names if name.startswith("attention float32")]) == 4
+
+    class H200:
+        multiprocessors, shared_memory, block_limit = 132, 227 << 10, 1024
+
+    for cell, gates in (("lstm", 4), ("gru", 3)):
+        for batch in (1, 2, 8, 16, 20, 33, 64, 128):
+            for hidden in range(4, 1040, 12):
+                for units in (8, 6, 4):
+                    plan = recurrent_gpu._plan(H200, gates, units, batch, hidden)
+                    assert plan is None or f"{cell}_persistent float32 {plan.variant}" in names

@@ -131,6 +131,57 @@ def test_the_order_of_calls():
     assert given == [spaces[0].data.ptr, spaces[1].data.ptr, spaces[0].data.ptr] and len(set(given)) == 2
 
 
+def test_every_capture_has_a_workspace_of_its_own():
+    """Graphs of one stream may be replayed side by side, and so may branches of one graph."""
+    library = RecordedCublas()
+    binding = cublas.Cublas(library, lambda size: emulated.Module.empty(size, np.uint8))
+    x = device(np.ones((2, 2), np.float32))
+    made = [(5, 0), (5, 31), (5, 31), (5, 32), (6, 32), (5, 0), (6, 0)]
+    for stream, capture in made:
+        binding.matmul(stream, x, x, device(np.ones((2, 2), np.float32)), False, False, False, capture)
+    given = [args[1] for name, args in library.calls if name == "cublasSetWorkspace_v2"]
+    assert [given.index(address) for address in given] == [0, 1, 1, 3, 4, 0, 6]
+
+
+class RecordedDriver:
+    """cuStreamGetCaptureInfo_v2 as cuda.h has it: a status of 1 while it captures, and a number."""
+
+    def __init__(self, code, captures):
+        self.code, self.captures = code, captures
+
+    def cuStreamGetCaptureInfo_v2(self, stream, status, number, graph, dependencies, count):
+        assert graph is dependencies is count is None
+        ctypes.c_int.from_address(status).value = stream in self.captures
+        ctypes.c_uint64.from_address(number).value = self.captures.get(stream, 77)  # not set without a capture
+        return self.code
+
+
+def test_which_capture_it_is(monkeypatch):
+    monkeypatch.setattr(cublas, "_driver", lambda: RecordedDriver(0, {5: 1 << 40}))
+    assert (cublas.capture_number(5), cublas.capture_number(6)) == (1 << 40, 0)
+    monkeypatch.setattr(cublas, "_driver", lambda: RecordedDriver(906, {}))
+    with pytest.raises(RuntimeError, match="cuStreamGetCaptureInfo: CUDA error 906"):
+        cublas.capture_number(5)
+
+
+def test_the_product_of_a_device_says_which_capture_it_belongs_to(monkeypatch):
+    """The class that stands behind CuPy's arrays, with streams that the emulation has."""
+    from fastgrad.kernels import cuda
+
+    made = []
+    one = object.__new__(cuda._CuPyDevice)
+    one.xp = emulated.Module
+    one._cublas = SimpleNamespace(matmul=lambda stream, *args: made.append((stream, args[-1])))
+    monkeypatch.setattr(cublas, "capture_number", lambda stream: 40 + stream)
+    x = device(np.ones((2, 2), np.float32))
+    with emulated.Stream() as stream:
+        one.matmul(x, x, x, False, False, False)
+        stream.begin_capture()
+        one.matmul(x, x, x, False, False, False)
+        stream.end_capture()
+    assert made == [(stream.ptr, 0), (stream.ptr, 40 + stream.ptr)]
+
+
 @pytest.mark.parametrize("name", list(cublas._SIGNATURES))
 def test_a_refusal_is_an_error(name):
     library = RecordedCublas()

@@ -150,6 +150,10 @@ def attention() -> None:
         for T, S, D in ((40, 70, 5), (70, 40, 37)):
             shapes = ((2, 2, T, D), (2, 2, T, D), (2, 2, S, D), (2, 2, S, D))
             agree("product", both(options), *(normal(shape, seed) for seed, shape in enumerate(shapes)))
+    # Rows of 5 whose strides are vectors, then rows of vectors that begin beside one.
+    wide = [normal((2, 1, 20, 8), seed) for seed in range(4)]
+    agree("product", lambda *arrays: both({})(*(a[..., :5] for a in arrays)), *wide)
+    agree("product", lambda *arrays: both({})(*(a[..., 1:5] for a in arrays)), *wide)
 
 
 def attention_with_nan() -> None:
@@ -456,6 +460,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rmsprop": rmsprop,
     "Adam": optimizer("Adam", max_norm=0.5),
     "AdamW": optimizer("AdamW"),
+    "range": optimizer("AdamW", weight_range=(-0.5, 0.3), nonfinite="propagate"),
     "SGD": optimizer("SGD", momentum=0.9, dampening=0.5),
     "attention": attention,
     "attention with NaN": attention_with_nan,
@@ -569,16 +574,25 @@ MUTANTS = [
          "weights[r * WARP + lane] = slope;\n        }"),
         ("attention.cu", "sums not rescaled", "attention", "sums[r][c] *= rescale;", "sums[r][c] *= 1;"),
         ("attention.cu", "a total not rescaled", "attention", "sum[r] * rescale + warp_sum", "sum[r] + warp_sum"),
-        ("attention.cu", "the last features of a head", "attention", "if (d < D) to[d] = storage_t(empty",
-         "if (d < D - 1) to[d] = storage_t(empty"),
-        ("attention.cu", "features of the next row", "attention", "d < D ? real_t(from", "d < stride ? real_t(from"),
-        ("attention.cu", "rows past the end of a copy", "attention", "first + row < end && d", "d"),
+        ("attention.cu", "the last features of a head", "attention", "if (d + k < D) row[d + k]",
+         "if (d + k < D - 1) row[d + k]"),
+        ("attention.cu", "features of the next row", "attention", "k < here ? real_t(at[k])",
+         "here > 0 ? real_t(at[k])"),
+        ("attention.cu", "whole vectors past the end of a row", "attention", "wide && here >= VECTOR",
+         "wide && here > 0"),
+        ("attention.cu", "rows past the end of a copy", "attention", "first + row < end ? D - d : 0", "D - d"),
+        ("attention.cu", "vectors that begin beside 16 bytes", "attention", "aligned16(from) && step % VECTOR == 0",
+         "step % VECTOR == 0"),
+        ("attention.cu", "rows that begin beside 16 bytes", "attention", "aligned16(from) && step % VECTOR == 0",
+         "aligned16(from)"),
+        ("attention.cu", "results stored past a row", "attention", "wide && d + NEXT <= D", "wide && d < D"),
+        ("attention.cu", "results stored beside 16 bytes", "attention", "wide = aligned16(row)", "wide = true"),
         ("attention.cu", "the diagonal not seen", "attention",
          "causal ? near(row + 1 - first) : FAR, near(keys - first)};\n#pragma",
          "causal ? near(row - first) : FAR, near(keys - first)};\n#pragma"),
         ("attention.cu", "keys that see a query before", "attention", "causal ? near(key - first) : -FAR",
          "causal ? near(key - 1 - first) : -FAR"),
-        ("attention.cu", "0 times NaN", "attention with NaN", "if (!all && !span.has(r, j)) continue;", ""),
+        ("attention.cu", "0 times NaN", "attention with NaN", "if (!all && !span.has(r, first + j)) continue;", ""),
         ("attention.cu", "-inf less -inf", "attention with NaN",
          "top[r] > -infinity() ? top[r] : real_t(0);", "top[r];"),
         ("attention.cu", "padding has a gradient", "attention", "const bool padding = key + r >= keys;",
@@ -586,7 +600,7 @@ MUTANTS = [
         ("attention.cu", "dropout forgotten backward", "attention", "weight *= kept;", ""),
         ("attention.cu", "numbers of another row", "attention", "(head * T + row) * groups, key + r",
          "(head * T + row + 1) * groups, key + r"),
-        ("attention.cu", "the scale forgotten", "attention", "storage_t(sums[r][c] * scale)", "storage_t(sums[r][c])"),
+        ("attention.cu", "the scale forgotten", "attention", "return sums[r][c] * scale;", "return sums[r][c];"),
         ("attention.cu", "along not taken off", "attention", "slopes[r] * kept - mean)", "slopes[r] * kept)"),
         ("philox.cuh", "words changed", "attention", "return {{c[0], c[1], c[2], c[3]}};",
          "return {{c[0], c[1], c[3], c[2]}};"),
@@ -623,6 +637,11 @@ MUTANTS = [
         ("clip.cu", "the first tensor's coefficient for all", "clip", "coefficients[each ? chunk.tensor : 0]",
          "coefficients[0]"),
         ("clip.cu", "NaN clamped", "clip", "maximum(x[0], low)", "maximum(low, x[0])"),
+        ("step.cuh", "a weight that is NaN brought into its range", "range", "maximum(weight, real_t(low))",
+         "maximum(real_t(low), weight)"),
+        ("step.cuh", "the range of the first group", "range", "own[NUMBERS + 1] = group[1];",
+         "own[NUMBERS + 1] = group[0];"),
+        ("adam.cu", "weights left outside of their range", "range", "n.within(p - rate", "(p - rate"),
         ("step.cuh", "the coefficient twice", "Adam",
          "control[0] * result.at[0]", "control[0] * (control[0] * result.at[0])"),
         ("step.cuh", "the decision read before it is made", "Adam",

@@ -1,6 +1,6 @@
 """What only a GPU can show: graphs of whole steps, cuBLAS itself, cooperative launches, limits of a launch.
 
-The emulated device stands for none of it, so that its cases are skipped.
+The emulated device has graphs of its own kind, see test_capture.py; its other cases are skipped.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ STEPS = 3  # replays of a graph, and steps set beside them
 def cupy(device):
     """CuPy, where the device is a real one."""
     if getattr(device, "__name__", "") != "cupy":
-        pytest.skip("needs a GPU: the emulated device has no graphs, no cuBLAS, and no limits of a launch")
+        pytest.skip("needs a GPU: the emulated device has no cuBLAS and no limits of a launch")
     return device
 
 
 @pytest.fixture
-def stream(cupy):
+def stream(device):
     """A stream that can be captured, the current one."""
-    with cupy.cuda.Stream(non_blocking=True) as stream:
+    with device.cuda.Stream(non_blocking=True) as stream:
         yield stream
         stream.synchronize()
 
@@ -63,13 +63,13 @@ SHAPES = [(3,), (130, 257), (0, 4), (40_000,), (1,), (33, 7)]
 
 
 @pytest.mark.parametrize("optimizer", [fastgrad.SGD, fastgrad.RMSprop, fastgrad.Adam, fastgrad.AdamW])
-def test_a_graph_of_clip_and_step(cupy, stream, dtype, optimizer):
+def test_a_graph_of_clip_and_step(device, stream, dtype, optimizer):
     """Three replays are three steps, bit for bit; the count of steps, the report and a changed lr go along."""
     options = {"lr": 0.05, "max_norm": 0.5, "weight_decay": 0.1}
     if optimizer is fastgrad.SGD:
         options["momentum"] = 0.9
-    ours, eager = ([cupy.asarray(a) for a in numbers(SHAPES, dtype)] for _ in range(2))
-    grads = [cupy.asarray(a) for a in numbers(SHAPES, dtype, seed=100)]
+    ours, eager = ([device.asarray(a) for a in numbers(SHAPES, dtype)] for _ in range(2))
+    grads = [device.asarray(a) for a in numbers(SHAPES, dtype, seed=100)]
     replayed, stepped = optimizer(ours, **options), optimizer(eager, **options)
     for one in (replayed, stepped):
         one.step(grads)
@@ -95,20 +95,44 @@ def test_a_graph_of_clip_and_step(cupy, stream, dtype, optimizer):
             np.testing.assert_array_equal(*(v.get() if hasattr(v, "get") else v for v in (value, other)))
 
 
-def test_a_graph_refuses_a_table_that_is_not_there(cupy, stream):
-    arrays = [cupy.asarray(a) for a in numbers(SHAPES, np.float32)]
+def test_a_graph_refuses_a_table_that_is_not_there(device, stream):
+    arrays = [device.asarray(a) for a in numbers(SHAPES, np.float32)]
     with pytest.raises(RuntimeError, match="while a graph is captured"), captured(stream, []):
         fastgrad.clip_by_global_norm(arrays, 1.0)
     assert np.isfinite(float(fastgrad.global_norm(arrays)))  # the stream works on
 
 
+def test_graphs_of_one_stream_run_side_by_side(device, stream, dtype):
+    """Long products of few results, which cuBLAS cuts up and sums in its workspace."""
+    from fastgrad.kernels.matmul_gpu import matmul
+
+    k = 30_000 if getattr(device, "__name__", "") == "cupy" else 30
+    graphs, expected, found = [], [], []
+    for seed in (1, 11):
+        a, b = (device.asarray(random(seed + i, (40, k), dtype)) for i in range(2))
+        results = [device.zeros((40, 40), dtype) for _ in range(2)]
+        matmul(a, b, results[0], transpose_b=True)
+        with captured(stream, graphs):
+            matmul(a, b, results[1], transpose_b=True)
+        expected.append(results[0].get())
+        found.append(results[1])
+        del a, b
+    filled = [device.full((40, k), np.nan, dtype) for _ in range(8)]
+    stream.synchronize()
+    others = [device.cuda.Stream(non_blocking=True) for _ in graphs]
+    for _ in range(20):
+        for graph, other in zip(graphs, others, strict=True):
+            graph.launch(other)
+    for other, mine, right in zip(others, found, expected, strict=True):
+        other.synchronize()
+        np.testing.assert_array_equal(mine.get(), right)
+    assert len(filled) == 8
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("name", ["stepwise", "persistent"])
-def test_a_graph_of_a_recurrent_step(cupy, stream, way, name, cell):
-    """Forward, backward, clip and Adam in one graph, gradients in arrays that stay; beside eager steps.
-
-    What a captured call allocates is not the graph's: nothing else may be allocated on its stream between replays.
-    """
+def test_a_graph_of_a_recurrent_step(device, stream, way, name, cell):
+    """Forward, backward, clip and Adam in one graph, gradients in arrays that stay; beside eager steps."""
     way(name)
     T, B, I, H = 6, 5, 8, 16  # noqa: E741 - the letters of the field
     gates, states = (4, 2) if cell == "lstm" else (3, 1)
@@ -117,25 +141,23 @@ def test_a_graph_of_a_recurrent_step(cupy, stream, way, name, cell):
 
     class Model:
         def __init__(self):
-            self.x, self.dy = (cupy.asarray(random(seed, (T, B, n), np.float32)) for seed, n in ((50, I), (51, H)))
-            self.params = [cupy.asarray(a) for a in numbers(shapes, np.float32)]
-            self.grads = [cupy.zeros_like(p) for p in self.params]
+            self.x, self.dy = (device.asarray(random(seed, (T, B, n), np.float32)) for seed, n in ((50, I), (51, H)))
+            self.params = [device.asarray(a) for a in numbers(shapes, np.float32)]
+            self.grads = [device.zeros_like(p) for p in self.params]
             self.optimizer = fastgrad.Adam(self.params, lr=0.01, max_norm=0.7)
-            self.kept = []
 
         def step(self):
             *_, saved = forward(self.x, *[None] * states, *self.params)
             found = backward(self.dy, *[None] * states, saved)
             for grad, new in zip(self.grads, found[-4:], strict=True):
                 grad[...] = new
-            self.kept.append((saved, found))
             return self.optimizer.step(self.grads)
 
-    with cupy.cuda.Stream.null:
+    with device.cuda.Stream.null:
         eager = Model()
         for _ in range(1 + STEPS):
             expected = eager.step()
-        cupy.cuda.Stream.null.synchronize()
+        device.cuda.Stream.null.synchronize()
     model = Model()
     model.step()
     graphs: list = []

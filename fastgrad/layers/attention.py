@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import init
-from fastgrad._arrays import Array, array_module, empty
+from fastgrad._arrays import Array, array_module, empty, kept_for_graphs
 from fastgrad._checks import number
 from fastgrad.layers.base import Layer, Parameter, Rng, positive, wrong_shape
 from fastgrad.layers.dense import Linear
@@ -123,7 +123,9 @@ class MultiHeadAttention(Layer):
         dx, *first = linear_backward(dq, x, weight[:E], with_bias=with_bias)
         dcontext, *rest = linear_backward(dkv, context, weight[E:], with_bias=with_bias)
         join = array_module(weight).concatenate
-        self._accumulate(*(None if a is None else join([a, b]) for a, b in zip(first, rest, strict=True)))
+        self._accumulate(
+            *(None if a is None else kept_for_graphs(join([a, b])) for a, b in zip(first, rest, strict=True))
+        )
         return dx, dcontext
 
     def _heads(self, array: Array, count: int) -> tuple[Array, ...]:

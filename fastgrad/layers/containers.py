@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._arrays import Array, device_module
+from fastgrad._arrays import Array, device_module, kept_for_graphs
 from fastgrad.layers.base import Layer, describe, positive, wrong_shape
 from fastgrad.layers.checkpoint import Checkpoint
 from fastgrad.layers.norms import LayerNorm
@@ -126,7 +126,7 @@ class Residual(Layer):
             part = part[0]
         if part.shape != x.shape:
             wrong_shape("layer", f"{x.shape} of its output, that of x", part)
-        y = x + part
+        y = kept_for_graphs(x + part)
         return self.norm.forward(y) if self.norm is not None and self.place == "post" else y
 
     def backward(self, dy: Array) -> Array:
@@ -136,4 +136,4 @@ class Residual(Layer):
         dx = self.layer.backward(dy)
         if self.norm is not None and self.place == "pre":
             dx = self.norm.backward(dx)
-        return dy + dx
+        return kept_for_graphs(dy + dx)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import init
-from fastgrad._arrays import Array, array_module
+from fastgrad._arrays import Array, array_module, kept_for_graphs
 from fastgrad._checks import number
 from fastgrad._noise import clip_of, probability
 from fastgrad.layers.base import Layer, Parameter, Rng, describe, positive, uniform, wrong_shape
@@ -121,7 +121,7 @@ class _Recurrent(Layer):
                 outputs.append(y)
                 last.append(ends)
                 saved.append(kept)
-            x = outputs[0] if len(outputs) == 1 else array_module(x).concatenate(outputs, axis=-1)
+            x = outputs[0] if len(outputs) == 1 else kept_for_graphs(array_module(x).concatenate(outputs, axis=-1))
         if self.training:
             self.offset += 1
         y = x.swapaxes(0, 1) if self.batch_first else x
@@ -183,7 +183,9 @@ class _Recurrent(Layer):
     def _join_state(self, runs: list[tuple[Array, ...]]) -> Any:
         """Return the states of all runs in torch's form."""
         parts = tuple(
-            runs[0][part][None] if len(runs) == 1 else array_module(runs[0][part]).stack([run[part] for run in runs])
+            runs[0][part][None]
+            if len(runs) == 1
+            else kept_for_graphs(array_module(runs[0][part]).stack([run[part] for run in runs]))
             for part in range(self._states)
         )
         return parts[0] if self._states == 1 else parts

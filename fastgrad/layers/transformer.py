@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._arrays import Array
+from fastgrad._arrays import Array, kept_for_graphs
 from fastgrad.activations import KINDS, activation, activation_backward
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.layers.attention import MultiHeadAttention
@@ -89,21 +89,21 @@ class TransformerBlock(Layer):
     def forward(self, x: Array, lengths: Any = None) -> Array:
         """Return y of x's shape; lengths (B,) as in MultiHeadAttention. x must not be overwritten before backward."""
         if self.place == "pre":
-            h = self._attend(self.norm1.forward(x), lengths) + x
-            y = self._feed(self.norm2.forward(h)) + h
+            h = kept_for_graphs(self._attend(self.norm1.forward(x), lengths) + x)
+            y = kept_for_graphs(self._feed(self.norm2.forward(h)) + h)
         else:
-            h = self.norm1.forward(self._attend(x, lengths) + x)
-            y = self.norm2.forward(self._feed(h) + h)
+            h = self.norm1.forward(kept_for_graphs(self._attend(x, lengths) + x))
+            y = self.norm2.forward(kept_for_graphs(self._feed(h) + h))
         return y
 
     def backward(self, dy: Array) -> Array:
         """Return dx of dy's shape; adds to the gradients of all parameters."""
         if self.place == "pre":
-            dh = self.norm2.backward(self._feed_backward(dy)) + dy
-            return self.norm1.backward(self._attend_backward(dh)) + dh
+            dh = kept_for_graphs(self.norm2.backward(self._feed_backward(dy)) + dy)
+            return kept_for_graphs(self.norm1.backward(self._attend_backward(dh)) + dh)
         dsum = self.norm2.backward(dy)
-        dsum = self.norm1.backward(self._feed_backward(dsum) + dsum)
-        return self._attend_backward(dsum) + dsum
+        dsum = self.norm1.backward(kept_for_graphs(self._feed_backward(dsum) + dsum))
+        return kept_for_graphs(self._attend_backward(dsum) + dsum)
 
     def _attend(self, x: Array, lengths: Any) -> Array:
         return self.dropout1.forward(self.self_attn.forward(x, lengths=lengths))
@@ -129,4 +129,4 @@ class TransformerBlock(Layer):
         if self.linear3 is None:
             return self.linear1.backward(activation_backward(dhidden, inner, self.activation, out=inner))
         dgate, dup = GATED[self.activation][1](dhidden, inner, up, out=(inner, up))
-        return self.linear1.backward(dgate) + self.linear3.backward(dup)
+        return kept_for_graphs(self.linear1.backward(dgate) + self.linear3.backward(dup))
