@@ -23,7 +23,7 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
-from .matmul_cpu import BY_COLUMNS, DEPTH, VECTORS, lanes, panel_columns, rows_by_panels
+from .matmul_cpu import BY_COLUMNS, VECTORS, lanes, most_steps, panel_columns, rows_by_panels
 from .recurrent_cpu import zero_row
 from .simd import Machine, Value, traced
 
@@ -174,11 +174,11 @@ def add_product(dtype: np.dtype, vectors: int, left: str) -> Any:
     (a, a_stride, rows, b, b_rows, panels, c, c_stride, k); b_rows: rows of a panel, k or more of them
     """
     multiply = rows_by_panels(dtype, left, vectors)
-    columns = vectors * lanes(dtype)
+    columns, steps = vectors * lanes(dtype), most_steps(dtype)
 
     def add(a, a_stride, rows, b, b_rows, panels, c, c_stride, k):
-        for first in range(0, k, DEPTH):
-            last = min(k, first + DEPTH)
+        for first in range(0, k, steps):
+            last = min(k, first + steps)
             multiply(a, a_stride, rows, b, b_rows, 0, panels, panels * columns, c, c_stride, c, c_stride, first, last)
 
     return runtime.inner(add)

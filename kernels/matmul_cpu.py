@@ -8,8 +8,8 @@ time (150 to 195 GFLOP/s on two cores whose large products reach 400). Here the 
 
 b is packed into panels: NR columns, all K rows, [panel][k][NR], zeros past column N. A micro-kernel keeps a tile of up
 to MR rows by NR columns in registers over k. Each element of the result is one chain of fused multiply-adds in
-the order of k, interrupted every KC steps by a round trip through memory, which changes nothing: so the bits of the
-result depend neither on the number of threads nor on how rows fell into tiles.
+the order of k for every KC steps, added to what it starts with: so the bits of the result depend neither on the number
+of threads nor on how rows fell into tiles.
 
 Flops: 2 M N K. Bytes: K N read and written for the packing, then M K + K N + 2 M N.
 """
@@ -30,8 +30,12 @@ from .simd import Machine, Value, traced
 VECTOR_BYTES = 64
 # 32 vector registers of 64 bytes hold a tile of 12 x 2 vectors, two of b and one of a; 16 of 32 bytes hold 6 x 2.
 ROWS, VECTORS = (12, 2) if "+avx512f" in runtime.target()[2] else (6, 1)
-DEPTH = 384  # KC: a panel of 384 x 32 floats is 48 KB; 256 and 512 were 2 to 5 % slower over the shapes of the trainer
-# Rows of one task: their part of a stays in a second-level cache, and each panel of b is fetched once for all of them.
+# At most so many steps of k at a time, KC, of equal count: 4 KB of a row. Fewer bring rows of c back from memory more
+# often: with 384, and what was left over at the end, products took 2 to 9 % longer. The part of a panel of b then comes
+# from a second-level cache for every tile, which is no slower.
+DEPTH_BYTES = 4096
+# Rows of one task: their part of a, 768 KB at most, stays in a second-level cache, and each panel of b is fetched once
+# for all of them.
 BLOCK_ROWS = 16 * ROWS
 # Rows that lie a multiple of this apart crowd into a few sets of a first-level cache, and are copied to lie otherwise:
 # 2048-cubed took 0.7 of the time, 2048 x 1024 by 1024 x 256 0.8, two threads; at other strides copying costs 4 %.
@@ -46,6 +50,11 @@ def lanes(dtype: np.dtype) -> int:
 def panel_columns(dtype: np.dtype) -> int:
     """Return NR, the number of columns in a panel of packed b."""
     return VECTORS * lanes(dtype)
+
+
+def most_steps(dtype: np.dtype) -> int:
+    """Return the most that KC may be."""
+    return DEPTH_BYTES // dtype.itemsize
 
 
 # Panels at once for a single row, whose two chains of sums are too few to hide the latency of an addition: a batch of 1
@@ -265,57 +274,54 @@ def _pack_rows(m: Machine, source: Value, stride: Value, target: Value, rows: Va
     m.loop(0, depth, 1, [], column)
 
 
-def _copy_left(m: Machine, source: Value, stride: Value, target: Value, rows: Value, depth: Value) -> None:
-    """Copy rows of a; those of the target lie _copy_stride apart."""
+def _copy_left(
+    m: Machine, source: Value, stride: Value, target: Value, target_stride: Value, rows: Value, depth: Value
+) -> None:
+    """Copy rows of a."""
 
     def row(r: Value, state: list[Value]) -> list[Value]:
-        here, there = source + stride * r, target + r * _copy_stride(m.dtype)
+        here, there = source + stride * r, target + target_stride * r
         m.over(0, depth, lambda i, mask: m.store(m.at(there, i), m.load_ahead(m.at(here, i), mask), mask))
         return []
 
     m.loop(0, rows, 1, [], row)
 
 
-def _copy_stride(dtype: np.dtype) -> int:
-    """Return the bytes from row to row of a copy of a, an odd number of cache lines."""
-    return DEPTH * dtype.itemsize + VECTOR_BYTES
-
-
 @runtime.kernel
 def _product(dtype: np.dtype, packed: bool) -> Any:
     """Compute a block of rows times a range of panels, of one or more right operands.
 
-    pointers: a, scratch, a's stride, M, K, rows per block, row blocks, ranges of panels, scratch bytes per block, right
-    operands, then for each of those: packed b, N, c, its stride, start, its stride.
+    pointers: a, scratch, a's stride, M, K, rows per block, row blocks, ranges of panels, scratch bytes per block, KC,
+    stride of copied rows or 0, right operands, then for each of those: packed b, N, c, its stride, start, its stride.
     If `packed`, a is the transpose of a row-major array, and is packed here: once for all right operands. Else its rows
-    are copied here if there is scratch.
+    are copied here if the copies have a stride.
     """
     multiply = rows_by_panels(dtype, PACKED if packed else BY_ROWS)
     pack_rows = traced(_pack_rows, dtype, lanes(dtype))
-    copy_left, copy_stride = traced(_copy_left, dtype), _copy_stride(dtype)
+    copy_left = traced(_copy_left, dtype)
     item, width = dtype.itemsize, panel_columns(dtype)
 
     def product(block, pointers):
         a_stride, rows, k, block_rows, row_blocks = pointers[2], pointers[3], pointers[4], pointers[5], pointers[6]
-        ranges, operands = pointers[7], pointers[9]
+        ranges, chunk, copy_stride, operands = pointers[7], pointers[9], pointers[10], pointers[11]
         scratch = pointers[1] + block * pointers[8]
         row = block % row_blocks * block_rows
         part = block // row_blocks
         height = min(block_rows, rows - row)
-        copied = not packed and pointers[8] > 0
         left, left_stride = pointers[0] + row * a_stride, a_stride
-        for k_first in range(0, k, DEPTH):
-            k_last = min(k, k_first + DEPTH)
+        for k_first in range(0, k, chunk):
+            k_last = min(k, k_first + chunk)
             if packed:
                 pack_rows(pointers[0] + k_first * a_stride + row * item, a_stride, scratch, height, k_last - k_first)
                 left = scratch
-            elif copied:
+            elif copy_stride != 0:
                 copy_left(
-                    pointers[0] + row * a_stride + k_first * item, a_stride, scratch, height, k_last - k_first
+                    pointers[0] + row * a_stride + k_first * item, a_stride, scratch, copy_stride, height,
+                    k_last - k_first,
                 )  # fmt: skip
                 left, left_stride = scratch - k_first * item, copy_stride
             for operand in range(operands):
-                at = 10 + 6 * operand
+                at = 12 + 6 * operand
                 b, n, c, c_stride = pointers[at], pointers[at + 1], pointers[at + 2], pointers[at + 3]
                 start, start_stride = (c, c_stride) if k_first else (pointers[at + 4], pointers[at + 5])
                 panels = (n + width - 1) // width
@@ -394,16 +400,18 @@ def product(
     block_rows = -(-rows // row_blocks)
     row_blocks = -(-rows // block_rows)
     ranges = -(-threads // row_blocks)
-    scratch_bytes = 0
+    chunk = -(-k // -(-k // most_steps(dtype)))
+    scratch_bytes = copy_stride = 0
     if transposed:
-        scratch_bytes = -(-block_rows // ROWS) * ROWS * min(k, DEPTH) * dtype.itemsize
+        scratch_bytes = -(-block_rows // ROWS) * ROWS * chunk * dtype.itemsize
     elif a.strides[0] % CROWDED_STRIDE == 0 and rows > ROWS and columns > COPY_PANELS * panel_columns(dtype):
-        scratch_bytes = block_rows * _copy_stride(dtype)
+        copy_stride = (-(-chunk * dtype.itemsize // VECTOR_BYTES) | 1) * VECTOR_BYTES  # an odd number of cache lines
+        scratch_bytes = block_rows * copy_stride
     scratch_bytes = -(-scratch_bytes // 4096) * 4096  # no two threads in one page
     scratch = empty(row_blocks * ranges * scratch_bytes, np.uint8) if scratch_bytes else None
     pointers = (
         a, scratch, a.strides[1] if transposed else a.strides[0], rows, k, block_rows, row_blocks, ranges,
-        scratch_bytes, len(operands) // 6, *operands,
+        scratch_bytes, chunk, copy_stride, len(operands) // 6, *operands,
     )  # fmt: skip
     parallel = rows * columns * k > 2**17
     queue.launches.append((_product(dtype, transposed), row_blocks * ranges, pointers, parallel))
