@@ -13,7 +13,7 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
-from .matmul_cpu import DEPTH, matmul, product, zeros
+from .matmul_cpu import matmul, most_steps, product, zeros
 from .rows_cpu import add_column, adding_rows
 from .simd import Value, traced
 from .streams import PARALLEL_SIZE
@@ -117,7 +117,7 @@ def _is_small(x: np.ndarray, columns: int) -> bool:
 def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
     """Write y into `out` (M, N)."""
     columns, depth = weight.shape
-    if _is_small(x, columns) and depth <= DEPTH:
+    if _is_small(x, columns) and depth <= most_steps(x.dtype):
         start = zeros(columns, x.dtype) if bias is None else bias
         pointers = x, False, weight, True, start, out, x.shape[0], depth, columns
         runtime.run(_small(x.dtype), 1, pointers, False)
@@ -135,7 +135,7 @@ def backward(
 ) -> None:
     """Write (not add) dx = dy W, dweight = dy^T x and dbias = sum of dy over its rows; dx and dbias may be None."""
     columns, depth = weight.shape
-    if _is_small(x, columns) and columns <= DEPTH:
+    if _is_small(x, columns) and columns <= most_steps(x.dtype):
         rows, dtype = x.shape[0], x.dtype
         nothing = zeros(max(depth, columns), dtype)
         products: runtime.Pointers = (dy, True, x, False, nothing, dweight, columns, rows, depth)
