@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
-    "lstm": ("lstm", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
+    "gru": ("gru", "gru_cell", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
+    "lstm": ("lstm", "lstm_cell", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
     "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "rows", "between_steps", "dropout"),
     "attention": ("attention",),
     "linear": ("linear", "matmul", "rows"),
@@ -221,7 +221,7 @@ def warmup(*names: str, dtype: str | type | np.dtype[Any] = "float32", processes
     if processes is not None and processes < 1:
         raise ValueError(f"processes: expected 1 or more, got {processes}")
     plain = [_plain(name) for name in names]
-    from fastgrad.kernels import lists, runtime  # noqa: F401  what lists compiles is to be prepared
+    from fastgrad.kernels import lists, runtime, shapes  # noqa: F401  what the first and last compile is to be prepared
 
     start = time.perf_counter()
     state = runtime.cache_state()
