@@ -7,8 +7,8 @@ A kernel is a Python function `kernel(block, pointers)` that Numba compiles to a
 
 `run(kernel, blocks, pointers)` is the one door: it runs all blocks, in parallel where asked.
 
-What is around it: tables.py (what kernels are given), inner.py (what they call), threads.py, cache.py, compiler.py
-(Numba, imported only where something has to be compiled), machine_code.py (what runs it).
+What is around it: tables.py and objects.py (what kernels are given), inner.py (what they call), threads.py, cache.py,
+compiler.py (Numba, imported only where something has to be compiled), machine_code.py (what runs it).
 """
 
 from __future__ import annotations
