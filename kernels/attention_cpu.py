@@ -17,6 +17,7 @@ blocks by theirs, so that the bits of the results depend on no thread.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -250,23 +251,28 @@ def _walk(array: np.ndarray) -> tuple[Any, ...]:
     return array, *array.strides[:3]
 
 
+@functools.lru_cache(maxsize=256)
+def _room(S: int, D: int, dtype: np.dtype, backward: bool) -> tuple[int, int]:
+    """Return the bytes of a thread's own memory, and of a row of its tiles."""
+    item, width, row_bytes = dtype.itemsize, panel_columns(dtype), tiles.row_stride(D, dtype)
+    wide, long = -(-D // width) * width, -(-S // width) * width
+    room = (long * D + wide * S) * item + QUERIES * (2 * row_bytes + tiles.scores_stride(dtype))
+    if backward:
+        room += long * D * item + QUERIES * (row_bytes + 2 * wide * item + tiles.scores_stride(dtype) + item)
+    return -(-room // 4096) * 4096, row_bytes  # no two threads in one page
+
+
 def _table(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, y: np.ndarray, largest: np.ndarray, total: np.ndarray, scale: float,
     causal: bool, lengths: np.ndarray | None, dropped: Dropped | None, parts: int, backward: bool,
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
     """Return the entries of both kernels, and the number of blocks."""
-    dtype, item = q.dtype, q.dtype.itemsize
     (B, H, T, D), S = q.shape, k.shape[2]
-    width, row_bytes = panel_columns(dtype), tiles.row_stride(D, dtype)
-    wide, long = -(-D // width) * width, -(-S // width) * width
-    room = (long * D + wide * S) * item + QUERIES * (2 * row_bytes + tiles.scores_stride(dtype))
-    if backward:
-        room += long * D * item + QUERIES * (row_bytes + 2 * wide * item + tiles.scores_stride(dtype) + item)
-    room = -(-room // 4096) * 4096  # no two threads in one page
+    room, row_bytes = _room(S, D, q.dtype, backward)
     heads = B * H
     blocks = min(heads * parts, runtime.num_threads())
     threshold, factor, seed, offset = (-1, 0.0, 0, 0) if dropped is None else dropped
-    nothing = zeros(width, dtype)
+    nothing = zeros(panel_columns(q.dtype), q.dtype)
     pointers = (
         *_walk(q), *_walk(k), *_walk(v), *_walk(y), largest, total, lengths, H, T, S, D, causal, (scale,), threshold,
         (factor,), seed, offset, nothing, empty(blocks * room, np.uint8), room, row_bytes, heads, blocks,

@@ -16,11 +16,10 @@ and of W_hn h + b_hn for the GRU.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from fastgrad._memory import empty
 
 from . import runtime
 from .matmul_cpu import BY_COLUMNS, VECTORS, lanes, most_steps, panel_columns, rows_by_panels
@@ -247,47 +246,69 @@ def _input_gradients(dtype: np.dtype, vectors: int) -> Any:
 # --- launchers
 
 
-def step_tasks(batch: int, inputs: int, hidden: int) -> int:
-    """Return into how many parts the hidden units are split: one per thread, one alone where there is little to do."""
-    if 8 * batch * hidden * (inputs + hidden) < PARALLEL_FLOPS:
-        return 1
-    return min(runtime.num_threads(), -(-hidden // UNITS))
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How a single step of (batch, inputs, hidden) is run, worked out once.
+
+    tasks : into how many parts the hidden units are split: one per thread, one alone where there is little to do
+    vectors : how wide the panels are whose columns are sequences
+    forward_bytes, backward_bytes, gradients_bytes : scratch of one task, its own panels and sums, in forward, in
+        backward to the gates, and in `input_gradients`; no two tasks share a page
+    forward_size, backward_size : numbers float64 of all memory that forward and backward need for themselves
+    dz_at, panels_at : bytes from the beginning of backward's, of the gradients of all sums (B, 4H) and their panels
+    """
+
+    tasks: int
+    vectors: int
+    forward_bytes: int
+    backward_bytes: int
+    gradients_bytes: int
+    forward_size: int
+    backward_size: int
+    dz_at: int
+    panels_at: int
 
 
-class Scratch:
-    """Memory for every task's own panels and sums. bytes: of one task's part, no two of which share a page."""
+def _pages(elements: int, dtype: np.dtype) -> int:
+    return -(-elements * dtype.itemsize // 4096) * 4096
 
-    __slots__ = ("array", "bytes")
 
-    def __init__(self, tasks: int, elements: int, dtype: np.dtype):
-        self.bytes = -(-elements * dtype.itemsize // 4096) * 4096
-        self.array = empty(tasks * self.bytes // 8, np.float64)
+@functools.lru_cache(maxsize=256)
+def step_plan(batch: int, inputs: int, hidden: int, dtype: np.dtype, threads: int) -> StepPlan:
+    tasks = 1 if 8 * batch * hidden * (inputs + hidden) < PARALLEL_FLOPS else min(threads, -(-hidden // UNITS))
+    vectors = batch_vectors(batch, dtype)
+    columns = padded_batch(batch, dtype)
+    forward = _pages(columns * (inputs + hidden + UNITS), dtype)
+    backward = _pages(batch * (padded_columns(inputs, dtype) + padded_columns(hidden, dtype)), dtype)
+    gradients = _pages(UNITS * columns, dtype)
+    dz_at = tasks * max(backward, gradients)  # the one runs after the other
+    panels_at = dz_at + -(-4 * hidden * batch * dtype.itemsize // 64) * 64
+    end = panels_at + 4 * hidden * columns * dtype.itemsize
+    sizes = tasks * forward // 8, -(-end // 8)
+    return StepPlan(tasks, vectors, forward, backward, gradients, *sizes, dz_at, panels_at)
 
 
 def input_gradients(
+    plan: StepPlan,
     batch: int,
-    panels: Array,
+    scratch: int,
     weights: tuple[Array, Array],
     outs: tuple[Array, Array],
     split: int,
     accumulate: bool,
-    tasks: int,
 ) -> runtime.Launch:
     """Return what writes dx = dz W_ih and dh = dz W_hh, the latter added to what is there if `accumulate`.
 
-    panels : of dz^T, (S, B)
+    scratch : address of backward's memory, with the panels of dz^T, (4H, B)
     split : how many rows of W_hh belong to the first rows of dz^T; the others belong to its last
     """
-    dtype = panels.dtype
-    vectors = batch_vectors(batch, dtype)
-    columns = padded_batch(batch, dtype)
-    scratch = Scratch(tasks, UNITS * columns, dtype)
     weight_ih, weight_hh = weights
     dx, dh = outs
-    rows = weight_ih.shape[0]
+    rows, inputs = weight_ih.shape
+    hidden = weight_hh.shape[1]
     pointers = (
-        batch, panels.size // columns, panels, scratch.array, scratch.bytes, tasks,
-        weight_ih.shape[1], weight_ih, rows, rows, dx, False,
-        weight_hh.shape[1], weight_hh, split, rows, dh, accumulate,
+        batch, 4 * hidden, scratch + plan.panels_at, scratch, plan.gradients_bytes, plan.tasks,
+        inputs, weight_ih, rows, rows, dx, False,
+        hidden, weight_hh, split, rows, dh, accumulate,
     )  # fmt: skip
-    return _input_gradients(dtype, vectors), tasks, pointers, True
+    return _input_gradients(dx.dtype, plan.vectors), plan.tasks, pointers, True

@@ -15,16 +15,12 @@ from fastgrad._memory import empty
 from . import runtime, vecmath
 from .cell_cpu import (
     UNITS,
-    Scratch,
     add_product,
-    batch_vectors,
     column_panels,
     fill_rows,
     input_gradients,
-    padded_batch,
-    padded_columns,
     row_panels,
-    step_tasks,
+    step_plan,
     sum_batch,
     turn,
     weight_rows,
@@ -211,7 +207,7 @@ def _step_backward(dtype: np.dtype, vectors: int) -> Any:
     return kernel
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """What backward needs of a single step; x and the weights are the caller's own arrays."""
 
@@ -230,41 +226,42 @@ def forward_step(
 ) -> tuple[Array, Step]:
     """Return h_next (B, H) and what backward needs; x is (B, I)."""
     (batch, inputs), hidden, dtype = x.shape, weight_hh.shape[1], x.dtype
-    tasks = step_tasks(batch, inputs, hidden)
-    scratch = Scratch(tasks, padded_batch(batch, dtype) * (inputs + hidden + UNITS), dtype)
+    plan = step_plan(batch, inputs, hidden, dtype, runtime.num_threads())
+    scratch = empty(plan.forward_size, np.float64)
     gates, inner, h_next = empty((batch, 3 * hidden), dtype), empty(h.shape, dtype), empty(h.shape, dtype)
     h = h.copy()
     without = zeros(3 * hidden, dtype)
     biases = without if bias_ih is None else bias_ih, without if bias_hh is None else bias_hh
     pointers = (
-        batch, inputs, hidden, x, h, weight_ih, weight_hh, *biases, without, gates, inner, h_next, scratch.array,
-        scratch.bytes, tasks,
+        batch, inputs, hidden, x, h, weight_ih, weight_hh, *biases, without, gates, inner, h_next, scratch,
+        plan.forward_bytes, plan.tasks,
     )  # fmt: skip
-    runtime.run(_step_forward(dtype, batch_vectors(batch, dtype)), tasks, pointers)
+    runtime.run(_step_forward(dtype, plan.vectors), plan.tasks, pointers)
     return h_next, Step(x, h, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None, gates, inner)
 
 
 def backward_step(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
     """Return dx (B, I), dh (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
     (batch, inputs), hidden, dtype = saved.x.shape, saved.h.shape[1], saved.x.dtype
-    tasks = step_tasks(batch, inputs, hidden)
-    scratch = Scratch(tasks, batch * (padded_columns(inputs, dtype) + padded_columns(hidden, dtype)), dtype)
+    plan = step_plan(batch, inputs, hidden, dtype, runtime.num_threads())
+    memory = empty(plan.backward_size, np.float64)  # alive until the kernels have run
+    scratch = runtime.address(memory)
     dh = np.zeros((batch, hidden), dtype)
     dx = empty(saved.x.shape, dtype)
     dweight_ih, dweight_hh = empty((3 * hidden, inputs), dtype), empty((3 * hidden, hidden), dtype)
     dbias = np.empty((2, 3 * hidden), dtype)
-    dgates, dinner = empty(saved.gates.shape, dtype), empty(saved.inner.shape, dtype)
-    panels = empty(4 * hidden * padded_batch(batch, dtype), dtype)
+    dgates = scratch + plan.dz_at
+    dinner = dgates + 3 * hidden * batch * dtype.itemsize
     nothing = zeros(max(inputs, hidden), dtype)
     pointers = (
-        batch, inputs, hidden, saved.x, saved.h, saved.gates, saved.inner, dh_next, dh, nothing, dgates, dinner, panels,
-        dweight_ih, dweight_hh, dbias if saved.has_bias_ih or saved.has_bias_hh else None, scratch.array,
-        scratch.bytes, tasks,
+        batch, inputs, hidden, saved.x, saved.h, saved.gates, saved.inner, dh_next, dh, nothing, dgates, dinner,
+        scratch + plan.panels_at, dweight_ih, dweight_hh, dbias if saved.has_bias_ih or saved.has_bias_hh else None,
+        scratch, plan.backward_bytes, plan.tasks,
     )  # fmt: skip
     weights = saved.weight_ih, saved.weight_hh
     runtime.run_in_turn(
-        (_step_backward(dtype, batch_vectors(batch, dtype)), tasks, pointers, True),
-        input_gradients(batch, panels, weights, (dx, dh), 2 * hidden, True, tasks),
+        (_step_backward(dtype, plan.vectors), plan.tasks, pointers, True),
+        input_gradients(plan, batch, scratch, weights, (dx, dh), 2 * hidden, True),
     )
     return (
         dx,

@@ -15,16 +15,12 @@ from fastgrad._memory import empty
 from . import runtime, vecmath
 from .cell_cpu import (
     UNITS,
-    Scratch,
     add_product,
-    batch_vectors,
     column_panels,
     fill_rows,
     input_gradients,
-    padded_batch,
-    padded_columns,
     row_panels,
-    step_tasks,
+    step_plan,
     sum_batch,
     turn,
     weight_rows,
@@ -182,7 +178,7 @@ def _step_backward(dtype: np.dtype, vectors: int) -> Any:
     return kernel
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """What backward needs of a single step; x and the weights are the caller's own arrays."""
 
@@ -200,10 +196,8 @@ def forward_step(
 ) -> tuple[Array, Array, Step]:
     """Return h_next, c_next (B, H) and what backward needs; x is (B, I)."""
     (batch, inputs), hidden, dtype = x.shape, weight_hh.shape[1], x.dtype
-    tasks = step_tasks(batch, inputs, hidden)
-    vectors = batch_vectors(batch, dtype)
-    columns = padded_batch(batch, dtype)
-    scratch = Scratch(tasks, columns * (inputs + hidden + UNITS), dtype)
+    plan = step_plan(batch, inputs, hidden, dtype, runtime.num_threads())
+    scratch = empty(plan.forward_size, np.float64)
     gates, h_next, c_next = empty((batch, 4 * hidden), dtype), empty(h.shape, dtype), empty(h.shape, dtype)
     h, c = h.copy(), c.copy()
     has_bias = bias_ih is not None or bias_hh is not None
@@ -211,10 +205,10 @@ def forward_step(
         without = zeros(4 * hidden, dtype)
         bias_ih, bias_hh = without if bias_ih is None else bias_ih, without if bias_hh is None else bias_hh
     pointers = (
-        batch, inputs, hidden, x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, gates, h_next, c_next, scratch.array,
-        scratch.bytes, tasks,
+        batch, inputs, hidden, x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, gates, h_next, c_next, scratch,
+        plan.forward_bytes, plan.tasks,
     )  # fmt: skip
-    runtime.run(_step_forward(dtype, vectors), tasks, pointers)
+    runtime.run(_step_forward(dtype, plan.vectors), plan.tasks, pointers)
     return h_next, c_next, Step(x, h, c, weight_ih, weight_hh, has_bias, gates)
 
 
@@ -223,23 +217,22 @@ def backward_step(
 ) -> tuple[Array, Array, Array, Array, Array, Array | None]:
     """Return dx (B, I), dh, dc (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None."""
     (batch, inputs), hidden, dtype = saved.x.shape, saved.h.shape[1], saved.x.dtype
-    tasks = step_tasks(batch, inputs, hidden)
-    vectors = batch_vectors(batch, dtype)
-    scratch = Scratch(tasks, batch * (padded_columns(inputs, dtype) + padded_columns(hidden, dtype)), dtype)
+    plan = step_plan(batch, inputs, hidden, dtype, runtime.num_threads())
+    memory = empty(plan.backward_size, np.float64)  # alive until the kernels have run
+    scratch = runtime.address(memory)
     dh = np.zeros((batch, hidden), dtype)
     dc = np.zeros((batch, hidden), dtype) if dc_next is None else dc_next.copy()
     dx = empty(saved.x.shape, dtype)
     dweight_ih, dweight_hh = empty((4 * hidden, inputs), dtype), empty((4 * hidden, hidden), dtype)
     dbias = np.empty(4 * hidden, dtype) if saved.has_bias else None
-    dgates, panels = empty(saved.gates.shape, dtype), empty(4 * hidden * padded_batch(batch, dtype), dtype)
+    nothing = zeros(max(inputs, hidden), dtype)
     pointers = (
-        batch, inputs, hidden, saved.x, saved.h, saved.c, saved.gates, dh_next, dh, dc,
-        zeros(max(inputs, hidden), dtype), dgates, panels, dweight_ih, dweight_hh, dbias, scratch.array, scratch.bytes,
-        tasks,
+        batch, inputs, hidden, saved.x, saved.h, saved.c, saved.gates, dh_next, dh, dc, nothing, scratch + plan.dz_at,
+        scratch + plan.panels_at, dweight_ih, dweight_hh, dbias, scratch, plan.backward_bytes, plan.tasks,
     )  # fmt: skip
     weights = saved.weight_ih, saved.weight_hh
     runtime.run_in_turn(
-        (_step_backward(dtype, vectors), tasks, pointers, True),
-        input_gradients(batch, panels, weights, (dx, dh), 4 * hidden, False, tasks),
+        (_step_backward(dtype, plan.vectors), plan.tasks, pointers, True),
+        input_gradients(plan, batch, scratch, weights, (dx, dh), 4 * hidden, False),
     )
     return dx, dh, dc, dweight_ih, dweight_hh, dbias

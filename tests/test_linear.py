@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fastgrad.kernels import linear_cpu
+from fastgrad.kernels import linear_cpu, matmul_cpu
 from support import oracle, random
 from tolerances import assert_close
 
@@ -195,10 +195,11 @@ def test_a_small_product_has_the_bits_of_a_large_one(cpu_backend, dtype, monkeyp
     launched = []
     small = linear_cpu._small
     monkeypatch.setattr(linear_cpu, "_small", lambda dtype: launched.append(dtype) or small(dtype))
-    sizes = [(1, 1, 1), (7, 5, 3), (8, 8, 8), (64, 8, 8), (65, 8, 7), (3, 385, 3), (2, 3, 400), (1, 64, 64)]
+    terms = matmul_cpu.most_steps(np.dtype(dtype)) + 1
+    sizes = [(1, 1, 1), (7, 5, 3), (8, 8, 8), (64, 8, 8), (65, 8, 7), (3, terms, 1), (2, 1, terms), (1, 64, 64)]
     for some in sizes:
         found = run(some)
         with monkeypatch.context() as patch:
             patch.setattr(linear_cpu, "SMALL", 0)
             assert run(some) == found, some
-    assert len(launched) == 5 * 4 + 2 + 2  # none of more than 64 rows, or of more than 384 terms
+    assert len(launched) == 5 * 4 + 2 + 2  # none of more than 64 rows, or of more terms than are summed at a time
