@@ -22,7 +22,6 @@ import concurrent.futures
 import contextlib
 import datetime
 import functools
-import hashlib
 import importlib.util
 import json
 import math
@@ -68,22 +67,11 @@ SANITIZERS = ("memcheck", "racecheck")
 # --- the sources
 
 
-def stripped(text: str) -> str:
-    """Return a source without comments, line numbers and white space: what they change was not measured."""
-    text = re.sub(r"//[^\n]*|/\*.*?\*/|^#line[^\n]*", " ", text, flags=re.DOTALL | re.MULTILINE)
-    return " ".join(text.split())
-
-
 def source_keys() -> dict[str, str]:
     """Return for each kernels/<stem>.cu a hash of its text with its headers and of the compiler's options."""
     from fastgrad.kernels import cuda
 
-    return {
-        path.stem: hashlib.sha256(
-            "\0".join([stripped(cuda.source_text(path.stem)), *cuda.OPTIONS]).encode()
-        ).hexdigest()[:16]
-        for path in sorted((ROOT / "kernels").glob("*.cu"))
-    }
+    return {path.stem: cuda.source_key(path.stem) for path in sorted((ROOT / "kernels").glob("*.cu"))}
 
 
 # --- reading a record

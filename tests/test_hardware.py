@@ -85,9 +85,11 @@ def test_missing_parts_are_refused(tmp_path):
 
 
 def test_comments_and_white_space_leave_a_source_current():
+    from fastgrad.kernels import cuda
+
     text = '// why\nint  f(int x) { /* a\n b */ return x; }\n#line 3 "common.cuh"\n'
-    assert hardware.stripped(text) == "int f(int x) { return x; }"
-    assert hardware.stripped(text.replace("return x", "return -x")) != hardware.stripped(text)
+    assert cuda.stripped(text) == "int f(int x) { return x; }"
+    assert cuda.stripped(text.replace("return x", "return -x")) != cuda.stripped(text)
 
 
 def test_table():
