@@ -45,8 +45,8 @@ SCHEMA = 1
 FOLDER = "recurrent"  # beside the compiled kernels
 CELLS = {4: "lstm", 3: "gru"}  # by the number of gates
 
-# FMAs of a block in a step: 4 us of an H200, at H = 1024 a batch of 32. An estimate, which no measurement has confirmed,
-# of where cuBLAS's larger tiles catch up. Stepwise a step is two launches at least, 4 us in a graph and some 10 without:
+# FMAs of a block in a step: 4 us of an H200, at H = 1024 a batch of 32. An estimate, which no measurement confirms, of
+# where cuBLAS's larger tiles catch up. Stepwise a step is two launches at least, 4 us in a graph and some 10 without:
 # below the limit the persistent kernel has no more than that to do, and above it a product of this size takes cuBLAS
 # as long, on multiprocessors that it fills better.
 ESTIMATE = 1 << 20
