@@ -169,7 +169,7 @@ def read_beside(name: str, file: str) -> tuple[Path, bytes] | None:
     """
     for root in _roots():
         path = root / name / file
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as opened:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as opened:
             distrust = _distrust(os.fstat(opened.fileno()))
             if distrust:
                 raise PermissionError(f"{path} {distrust}")
