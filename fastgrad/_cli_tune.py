@@ -14,9 +14,9 @@ __all__ = ["add_tune"]
 ABOUT = """Measure on your GPU which way through its steps an LSTM or GRU goes faster, and choose by that from now on.
 
 One kernel for all steps (persistent) against a product and a kernel for each (stepwise), forward and backward, by \
-turns, for sizes up to 1024 units. Takes half a minute; let nothing else run meanwhile. The result is kept in the \
-folder of compiled kernels. It counts for programs that start after it, whose last digits it changes: the two ways \
-round differently. [cyan]fastgrad doctor[/cyan] says where the choice comes from.
+turns, for sizes up to 1024 units. Half a minute by calculation; let nothing else run meanwhile. The result is kept \
+in the folder of compiled kernels. It counts for programs that start after it, whose last digits it changes: the two \
+ways round differently. [cyan]fastgrad doctor[/cyan] says where the choice comes from.
 """
 
 

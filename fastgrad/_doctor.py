@@ -374,7 +374,7 @@ def recurrent() -> Finding:
         "packaged": f"by size, measured elsewhere on such a GPU, on {date} with driver {driver}",
         "estimated": "by size, from an estimate",
     }[found.origin]
-    advice = "" if found.origin == "measured" else "fastgrad tune measures it on this GPU, in half a minute"
+    advice = "" if found.origin == "measured" else "fastgrad tune measures it on this GPU"
     return Finding("recurrent", value, ": ".join([*found.passed_over, advice]) if advice else "")
 
 

@@ -163,10 +163,11 @@ class RecurrentTuning:
 def tune_recurrent() -> RecurrentTuning:
     """Measure on the current GPU which way through its steps an LSTM or GRU goes faster, and keep the result.
 
-    Takes half a minute and a gigabyte or two of the GPU's memory; let nothing else run meanwhile, other threads of this
-    process above all. The result is kept in a file in the folder of compiled kernels, under the device's name.
-    Processes that begin later choose by it; this one keeps the choice that it has. The two ways differ in the last
-    digits: after tuning a run does not repeat the bits of one before it, or of a machine that was tuned otherwise.
+    Takes half a minute and a gigabyte or two of the GPU's memory, by calculation; let nothing else run meanwhile, other
+    threads of this process above all. The result is kept in a file in the folder of compiled kernels, under the
+    device's name. Processes that begin later choose by it; this one keeps the choice that it has. The two ways differ
+    in the last digits: after tuning a run does not repeat the bits of one before it, or of a machine that was tuned
+    otherwise.
 
     FASTGRAD_RECURRENT goes before any measurement. `doctor` says where the choice comes from; deleting the file takes
     it back.
