@@ -135,7 +135,7 @@ def test_the_grid_has_one_batch_for_each_work_around_the_estimate(cell):
             plan = recurrent_gpu.best_plan(H200, CELLS[cell], batch, hidden)
             assert recurrent_gpu.work(plan, CELLS[cell], hidden) == work <= 4 * ESTIMATE
             twice = recurrent_gpu.best_plan(H200, CELLS[cell], 2 * batch, hidden)
-            assert recurrent_gpu.work(twice, CELLS[cell], hidden) > work
+            assert twice is None or recurrent_gpu.work(twice, CELLS[cell], hidden) > work
         assert min(batches) <= 8 and (max(batches) == 4096 or works[-1] >= 2 * ESTIMATE)
         assert all(b <= 8 * a for a, b in itertools.pairwise(batches))
     assert list(recurrent_ways.sizes(H200, cell, 1028, 4096)) == []
