@@ -354,11 +354,11 @@ def other_kernels(monkeypatch, tmp_path):
         cuda._file.cache_clear()
         recurrent_choice.sources_key.cache_clear()
 
-    def change(name, old, new):
+    def change(name, old, new, last=False):
         path = tmp_path / "kernels" / name
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
+        before, found, behind = (str.rpartition if last else str.partition)(path.read_text(), old)
+        assert found
+        path.write_text(before + new + behind)
         forget()
 
     monkeypatch.setattr(cuda, "FOLDER", tmp_path / "kernels")
@@ -389,6 +389,20 @@ def test_a_measurement_of_other_kernels_is_not_used(emulated, other_kernels, rec
     if not same:
         assert choice.passed_over == (f"{path}: measured on 2026-11-22 with other kernels than these",)
     assert not recwarn.list, "it has done nothing wrong"
+
+
+SOURCES = ["gru.cu", "gru_persistent.cu", "lstm.cu", "lstm_persistent.cu", "persistent.cuh", "common.cuh"]
+LAUNCHERS = ["cublas.py", "gru_gpu.py", "lstm_gpu.py", "matmul_gpu.py", "recurrent_gpu.py"]
+
+
+def test_all_that_the_two_ways_are_made_of_counts(other_kernels):
+    seen = {recurrent_choice.sources_key()}
+    for name in SOURCES + LAUNCHERS:
+        other_kernels(name, "\n", "\nint x;\n" if name in SOURCES else "\nx = 1\n", last=True)
+        seen.add(recurrent_choice.sources_key())
+    assert len(seen) == 1 + len(SOURCES + LAUNCHERS)
+    other_kernels("adam.cu", "\n", "\nint x;\n", last=True)
+    assert recurrent_choice.sources_key() in seen
 
 
 def test_comments_make_no_other_kernels(other_kernels):
