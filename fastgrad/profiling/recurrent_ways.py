@@ -3,7 +3,7 @@
 Why the crossover is a limit of the work of a block, for each hidden size, stands in kernels/recurrent_choice.py. What
 is timed is forward and backward together, since one choice is made for both, by DeviceClock.queued: the device's time,
 or the host's where launching takes longer, which is what a training loop meets. In a CUDA graph launches cost less, so
-that stepwise wins earlier there: who captures graphs sets FASTGRAD_RECURRENT.
+that stepwise should win earlier there: who captures graphs tries FASTGRAD_RECURRENT.
 
 What it takes on an H200, by calculation: 105 points; a call of 64 steps stepwise is 256 launches, which take the
 host some 3 ms, and persistent 1 to 4 ms of the device; each is called some 18 times in 5 turns. About 15 s, and in a
