@@ -1,4 +1,4 @@
-"""The command line: `fastgrad train`, `lab`, `warmup`, `profile`, `doctor`: options and their help, not the work.
+"""The command line, `fastgrad train`, `lab`, `warmup`, `profile`, `tune`, `doctor`: options and help, not the work.
 
 Whatever a person got wrong is one line on stderr and exit status 2. Kernels, matplotlib and the like are imported only
 by the command that needs them, so that `--help` and `--version` answer at once.
@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from fastgrad._cli_lab import Commands, add_commands
+from fastgrad._cli_tune import add_tune
 
 __all__ = ["app", "main"]
 
@@ -544,6 +545,9 @@ def profile(
     from fastgrad.profiling.command import run
 
     raise typer.Exit(run(names or (), sizes, turns, as_json, out))  # type: ignore[arg-type]
+
+
+add_tune(app)
 
 
 def main() -> None:
