@@ -8,9 +8,10 @@
 Dimensions: T time, B batch, I input, H hidden. A step at t >= length leaves the state as it is, gives y = 0 and does
 not read x.
 
-Split over threads as in lstm_cpu.py; a single step and few sequences with reset_after as there, see gru_cell_cpu.py and
-gru_units_cpu.py; so is what may come between the steps. Flops: 6 T B H (I + H) forward, twice that backward. Saved for backward: gates, y and `inner`,
-which is W_hn h + b_hn with reset_after and r h without: 5 H numbers a step and sequence.
+Split over threads as in lstm_cpu.py, as is what may come between the steps. A single step and few sequences go another
+way with reset_after, as there: see gru_cell_cpu.py and gru_units_cpu.py. Flops: 6 T B H (I + H) forward, twice that
+backward. Saved for backward: gates, y and `inner`, which is W_hn h + b_hn with reset_after and r h without: 5 H numbers
+a step and sequence.
 """
 
 from __future__ import annotations

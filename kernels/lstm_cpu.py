@@ -10,8 +10,8 @@ The input products of all steps are one matrix product, and so is each weight gr
 sequences of the batch, not by columns: a thread takes its sequences through all steps, so that threads never wait for
 each other, and W_hh is packed once for all steps. What is computed for a sequence is the same on whichever thread.
 A single step of whole length goes by hidden units instead, see lstm_cell_cpu.py, and so do few sequences with a large
-W_hh, see lstm_units_cpu.py. What may come between the steps
-(between_steps_ref.py) makes another variant of the kernels; without it they are the plain ones.
+W_hh, see lstm_units_cpu.py. What may come between the steps (between_steps_ref.py) makes another variant of the
+kernels; without it they are the plain ones.
 
 Flops: 8 T B H (I + H) forward, twice that backward. Saved for backward: gates, c and y, 6 H numbers for each step of
 each sequence.
