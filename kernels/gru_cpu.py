@@ -39,7 +39,7 @@ from .between_steps_cpu import (
     masked_steps,
 )
 from .gru_cell_cpu import Step, candidate_gradients, gate_gradients, gate_values
-from .linear_cpu import column_sums
+from .linear_cpu import column_sums, small_products, small_sum
 from .matmul_cpu import pack, panel_columns, product, rows_by_panels, zeros
 from .meeting import flags
 from .recurrent_cpu import (
@@ -48,6 +48,7 @@ from .recurrent_cpu import (
     copy_row,
     input_products,
     parts_of_units,
+    small_gradients,
     tasks_for,
     weight_gradients,
     zero_row,
@@ -409,8 +410,10 @@ def backward(
         table = None if plain else Table(noise, dh, tasks, state_grad_clip)
         pointers = *common, tasks, 0 if table is None else table.address
         queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True))
-    flat = dgates.reshape(steps * batch, 3 * hidden)
     dx = empty(x.shape, dtype)
+    if noise is None and small_gradients(steps, batch, 3 * hidden, inputs, hidden, dtype):
+        return dx, dh, *_small_gradients(queue, saved, dgates, dinner, dx)
+    flat = dgates.reshape(steps * batch, 3 * hidden)
     product(queue, flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(weight_hh.shape, dtype)
     m_x, m_h = mask_x(noise, x), mask_h(noise, batch, hidden, dtype)
@@ -443,6 +446,38 @@ def backward(
         dbias[0] if saved.has_bias_ih else None,
         dbias[1] if saved.has_bias_hh else None,
     )
+
+
+def _small_gradients(
+    queue: runtime.Queue, saved: Saved, dgates: Array, dinner: Array, dx: Array
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """Run the queue and write dx; return dweight_ih, dweight_hh, dbias_ih and dbias_hh."""
+    x, dtype = saved.x, saved.x.dtype
+    steps, batch, inputs = x.shape
+    hidden = saved.weight_hh.shape[1]
+    dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
+    states = saved.h[1:] if saved.reverse else saved.h[:-1]
+    rows, gates, both, nothing = steps * batch, 3 * hidden, 2 * hidden, zeros(max(inputs, hidden), dtype)
+    stride = gates * dtype.itemsize
+    if saved.reset_after:
+        candidates, candidates_stride, factor = dinner, hidden * dtype.itemsize, states
+    else:
+        candidates, candidates_stride, factor = dgates[:, :, both:], stride, saved.inner
+    small: list[runtime.Pointers] = [
+        (dgates, False, stride, saved.weight_ih, False, nothing, dx, rows, gates, inputs),
+        (dgates, True, stride, x, False, nothing, dweight_ih, gates, rows, inputs),
+        (dgates, True, stride, states, False, nothing, dweight_hh, both, rows, hidden),
+        (candidates, True, candidates_stride, factor, False, nothing, dweight_hh[both:], hidden, rows, hidden),
+    ]
+    dbias = np.empty((2, gates), dtype)
+    if saved.has_bias_ih or saved.has_bias_hh:
+        small.append(small_sum(dgates, rows, gates, dbias[0]))
+        small.append(small_sum(dgates, rows, gates, dbias[1]))
+        if saved.reset_after:
+            small.append(small_sum(dinner, rows, hidden, dbias[1, both:]))
+    queue.launches.append(small_products(*small))
+    queue.run()
+    return dweight_ih, dweight_hh, dbias[0] if saved.has_bias_ih else None, dbias[1] if saved.has_bias_hh else None
 
 
 # --- a single step

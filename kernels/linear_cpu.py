@@ -6,6 +6,7 @@ Flops: 2 M N K forward, 4 M N K backward.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from .simd import Value, traced
 from .streams import PARALLEL_SIZE
 
 ROWS = 64  # rows summed in the array's dtype before the double sum takes over
+SMALL_ENTRIES = 10  # of a small product in the table
 SMALL = 4096  # multiplications of a product that takes less time entry by entry
 
 
@@ -77,8 +79,8 @@ def _small(dtype: np.dtype) -> Any:
 
     One of 512 multiplications takes 1.1 us in all, packed and in tiles 3.4; at 8,000 both take the same.
 
-    pointers, of each product: a (M, K), whether it lies as a^T; b (K, N), whether it lies as b^T; start (N,), out
-    (M, N), M, K, N
+    pointers, of each product: a (M, K), whether it lies as a^T, bytes from row to row as it lies; b (K, N), whether it
+    lies as b^T; start (N,), out (M, N), M, K, N
     """
     item = dtype.itemsize
 
@@ -91,11 +93,13 @@ def _small(dtype: np.dtype) -> Any:
     run_entry = traced(entry, dtype, 1)
 
     def kernel(block, pointers):
-        at = 9 * block
-        a, b, start, out = pointers[at], pointers[at + 2], pointers[at + 4], pointers[at + 5]
-        rows, depth, columns = pointers[at + 6], pointers[at + 7], pointers[at + 8]
-        a_row, a_step = (item, rows * item) if pointers[at + 1] else (depth * item, item)
-        b_column, b_step = (depth * item, item) if pointers[at + 3] else (item, columns * item)
+        at = SMALL_ENTRIES * block
+        a, stride, b, start, out = (
+            pointers[at], pointers[at + 2], pointers[at + 3], pointers[at + 5], pointers[at + 6],
+        )  # fmt: skip
+        rows, depth, columns = pointers[at + 7], pointers[at + 8], pointers[at + 9]
+        a_row, a_step = (item, stride) if pointers[at + 1] else (stride, item)
+        b_column, b_step = (depth * item, item) if pointers[at + 4] else (item, columns * item)
         for r in range(rows):
             for c in range(columns):
                 here = out + (r * columns + c) * item
@@ -109,17 +113,29 @@ def _ones(dtype: np.dtype) -> np.ndarray:
     return np.ones(ROWS, dtype)
 
 
-def _is_small(x: np.ndarray, columns: int) -> bool:
-    rows, depth = x.shape
+def are_small(rows: int, depth: int, columns: int) -> bool:
+    """Say whether products of (rows, depth) and (depth, columns) take less time one entry after the other."""
     return 0 < rows <= ROWS and 0 < rows * depth * columns <= SMALL
+
+
+def small_products(*products: runtime.Pointers) -> runtime.Launch:
+    """Return what writes small products, each given as `_small` says."""
+    pointers = tuple(itertools.chain(*products))
+    return _small(products[0][5].dtype), len(products), pointers, False
+
+
+def small_sum(matrix: np.ndarray, rows: int, columns: int, out: np.ndarray) -> runtime.Pointers:
+    """Return the product with ones, which changes nothing, that sums at most ROWS rows into out (columns,)."""
+    dtype = matrix.dtype
+    return _ones(dtype), False, 0, matrix, False, zeros(columns, dtype), out, 1, rows, columns
 
 
 def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
     """Write y into `out` (M, N)."""
     columns, depth = weight.shape
-    if _is_small(x, columns) and depth <= most_steps(x.dtype):
+    if are_small(x.shape[0], depth, columns) and depth <= most_steps(x.dtype):
         start = zeros(columns, x.dtype) if bias is None else bias
-        pointers = x, False, weight, True, start, out, x.shape[0], depth, columns
+        pointers = x, False, x.strides[0], weight, True, start, out, x.shape[0], depth, columns
         runtime.run(_small(x.dtype), 1, pointers, False)
     else:
         matmul(x, weight.T, out, bias)
@@ -135,15 +151,15 @@ def backward(
 ) -> None:
     """Write (not add) dx = dy W, dweight = dy^T x and dbias = sum of dy over its rows; dx and dbias may be None."""
     columns, depth = weight.shape
-    if _is_small(x, columns) and columns <= most_steps(x.dtype):
-        rows, dtype = x.shape[0], x.dtype
-        nothing = zeros(max(depth, columns), dtype)
-        products: runtime.Pointers = (dy, True, x, False, nothing, dweight, columns, rows, depth)
+    if are_small(x.shape[0], depth, columns) and columns <= most_steps(x.dtype):
+        rows, dtype, stride = x.shape[0], x.dtype, dy.strides[0]
+        nothing = zeros(depth, dtype)
+        products: runtime.Pointers = (dy, True, stride, x, False, nothing, dweight, columns, rows, depth)
         if dx is not None:
-            products += dy, False, weight, False, nothing, dx, rows, columns, depth
-        if dbias is not None:  # multiplied by 1, which changes nothing
-            products += _ones(dtype), False, dy, False, nothing, dbias, 1, rows, columns
-        runtime.run(_small(dtype), len(products) // 9, products, False)
+            products += dy, False, stride, weight, False, nothing, dx, rows, columns, depth
+        if dbias is not None:
+            products += small_sum(dy, rows, columns, dbias)
+        runtime.run(_small(dtype), len(products) // SMALL_ENTRIES, products, False)
         return
     queue = runtime.Queue()
     if dx is not None:

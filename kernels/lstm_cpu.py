@@ -41,7 +41,7 @@ from .between_steps_cpu import (
     mask_x,
     masked_steps,
 )
-from .linear_cpu import column_sums
+from .linear_cpu import column_sums, small_products, small_sum
 from .lstm_cell_cpu import Step, gate_gradients, gate_values
 from .matmul_cpu import pack, panel_columns, product, rows_by_panels, zeros
 from .meeting import flags
@@ -51,6 +51,7 @@ from .recurrent_cpu import (
     copy_row,
     input_products,
     parts_of_units,
+    small_gradients,
     tasks_for,
     weight_gradients,
     zero_row,
@@ -305,8 +306,24 @@ def backward(
         table = None if plain else Table(noise, dh, tasks, state_grad_clip)
         pointers = *common, tasks, 0 if table is None else table.address
         queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True))
-    flat = dgates.reshape(steps * batch, 4 * hidden)
     dx = empty(x.shape, dtype)
+    if noise is None and small_gradients(steps, batch, 4 * hidden, inputs, hidden, dtype):
+        dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
+        dbias = np.empty(4 * hidden, dtype) if saved.has_bias else None
+        before = saved.h[1:] if saved.reverse else saved.h[:-1]
+        rows, sums, nothing = steps * batch, 4 * hidden, zeros(max(inputs, hidden), dtype)
+        stride = sums * dtype.itemsize
+        small: list[runtime.Pointers] = [
+            (dgates, False, stride, saved.weight_ih, False, nothing, dx, rows, sums, inputs),
+            (dgates, True, stride, x, False, nothing, dweight_ih, sums, rows, inputs),
+            (dgates, True, stride, before, False, nothing, dweight_hh, sums, rows, hidden),
+        ]
+        if dbias is not None:
+            small.append(small_sum(dgates, rows, sums, dbias))
+        queue.launches.append(small_products(*small))
+        queue.run()
+        return dx, dh, dc, dweight_ih, dweight_hh, dbias
+    flat = dgates.reshape(steps * batch, 4 * hidden)
     product(queue, flat, saved.weight_ih, dx.reshape(steps * batch, inputs))
     dweight_ih, dweight_hh = empty(saved.weight_ih.shape, dtype), empty(saved.weight_hh.shape, dtype)
     m_x, m_h = mask_x(noise, x), mask_h(noise, batch, hidden, dtype)

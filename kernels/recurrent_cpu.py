@@ -7,7 +7,8 @@ import numpy as np
 from fastgrad._memory import empty
 
 from . import runtime
-from .matmul_cpu import panel_columns, product
+from .linear_cpu import are_small, small_products
+from .matmul_cpu import most_steps, panel_columns, product, zeros
 from .simd import Machine, Value
 
 Array = np.ndarray
@@ -58,9 +59,20 @@ def input_products(queue: runtime.Queue, x: Array, weight_ih: Array, bias: Array
     """Return an array for x W_ih^T + bias of all steps, (T, B, gates), which the queue is to fill."""
     steps, batch, inputs = x.shape
     gates = weight_ih.shape[0]
-    products = empty((steps * batch, gates), x.dtype)
-    product(queue, x.reshape(steps * batch, inputs), weight_ih.T, products, bias)
-    return products.reshape(steps, batch, gates)
+    products = empty((steps, batch, gates), x.dtype)
+    rows = steps * batch
+    if are_small(rows, inputs, gates) and inputs <= most_steps(x.dtype):
+        start = zeros(gates, x.dtype) if bias is None else bias
+        small = x, False, inputs * x.itemsize, weight_ih, True, start, products, rows, inputs, gates
+        queue.launches.append(small_products(small))
+    else:
+        product(queue, x.reshape(rows, inputs), weight_ih.T, products.reshape(rows, gates), bias)
+    return products
+
+
+def small_gradients(steps: int, batch: int, gates: int, inputs: int, hidden: int, dtype: np.dtype) -> bool:
+    """Say whether dx and the gradients of weights and biases take less time one entry after the other."""
+    return are_small(steps * batch, gates, max(inputs, hidden)) and gates <= most_steps(dtype)
 
 
 def weight_gradients(queue: runtime.Queue, dgates: Array, inputs: list[Array], outs: list[Array]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fastgrad.kernels import gru_ref
+from fastgrad.kernels import gru_ref, recurrent_cpu
 from support import layouts, oracle, random, read_only
 from tolerances import assert_close
 
@@ -296,3 +296,15 @@ def test_planted_faults_are_caught(monkeypatch, reset_after, fault):
     monkeypatch.setattr(gru_ref, "backward", wrong_backward)
     with pytest.raises(AssertionError):
         assert_results(oracle(run, arguments, gradients, reset_after=reset_after), expected)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_small_products_have_the_bits_of_large_ones(monkeypatch, dtype, reset_after, reverse):
+    arguments, gradients = draw((3, 2, 4, 5), dtype)
+    with fastgrad.backend("cpu"):
+        small = run(arguments, gradients, reverse=reverse, reset_after=reset_after)
+        monkeypatch.setattr(recurrent_cpu, "are_small", lambda *sizes: False)
+        large = run(arguments, gradients, reverse=reverse, reset_after=reset_after)
+    for name, value in small.items():
+        np.testing.assert_array_equal(value, large[name], err_msg=name)

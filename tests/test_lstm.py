@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fastgrad.kernels import lstm_ref
+from fastgrad.kernels import lstm_ref, recurrent_cpu
 from support import layouts, oracle, random, read_only
 from tolerances import assert_close
 
@@ -389,3 +389,14 @@ class TestReorderGates:
             out=np.zeros((12, 2)),
         )
         error(ValueError, "out: the array is read-only", array, "lstm", source="onnx", out=read_only(array))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_small_products_have_the_bits_of_large_ones(monkeypatch, dtype, reverse):
+    arguments, gradients = draw((3, 2, 4, 5), dtype)
+    with fastgrad.backend("cpu"):
+        small = run(arguments, gradients, reverse=reverse)
+        monkeypatch.setattr(recurrent_cpu, "are_small", lambda *sizes: False)
+        large = run(arguments, gradients, reverse=reverse)
+    for name, value in small.items():
+        np.testing.assert_array_equal(value, large[name], err_msg=name)
