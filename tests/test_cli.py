@@ -215,6 +215,8 @@ def test_bad_output_folders(text, tmp_path):
         (tmp_path / "locked").mkdir(mode=0o500)
         locked = tmp_path / "locked" / "run"
     refused(run("train", text, *QUICK, "--steps", 2, "--out", locked), f"--out {locked} can't be written")
+    for resume in ([], ["--resume"]):
+        refused(run("train", text, *QUICK, *resume, "--out", tmp_path / ("x" * 300)), "can't be", "File name too long")
 
 
 def test_an_existing_checkpoint_is_not_overwritten(text, finished, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from fastgrad import softmax_cross_entropy
 from fastgrad._arrays import Array
 from fastgrad.optim import Adam
-from fastgrad.training.checkpoint import write_atomically
+from fastgrad.training.checkpoint import claimed, write_atomically
 from fastgrad.training.deep import ACTIVATIONS, DeepNetwork
 from fastgrad.training.errors import Diverged, UserError
 from fastgrad.training.one_thread import one_thread
@@ -204,6 +204,11 @@ def train(options: Options) -> int:
         _say("training on images of digits; the text file of that name is ./digits")
     split = load(options.seed)
     prepare_folder(options.out)
+    with claimed(options.out):
+        return _train(options, split)
+
+
+def _train(options: Options, split: Split) -> int:
     # Wider layers have work for all cores.
     threads = one_thread() if options.width <= 256 else nullcontext()
     # A run that diverges is told of in words.
