@@ -142,6 +142,8 @@ def _root(numerator: float, denominator: float) -> float:
 
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
+    if dtype is None:  # for which NumPy has float64
+        raise TypeError("dtype must be float32 or float64, got None")
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fastgrad._checks import number
 
 __all__ = ["Chain", "Constant", "Cosine", "InverseSqrt", "Linear", "Schedule", "Step", "chain"]
@@ -22,7 +24,7 @@ Schedule = Callable[[int], float]
 
 
 def _steps(name: str, value: Any, low: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
     if value < low:
         raise ValueError(f"{name}: expected {low} or more steps, got {value}")
