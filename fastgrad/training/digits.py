@@ -95,7 +95,8 @@ def load(seed: int) -> Split:
 def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tuple[DeepNetwork, Outcome]:
     """Train a network, and return it in evaluation mode with what happened.
 
-    stop: has `received`, None as long as training is to go on; say(line): is told how it goes, some eight times.
+    stop: has `received`, None as long as training is to go on; within an epoch the network goes back to the end of the
+    last one. say(line): is told how it goes, some eight times.
     Raises Diverged when the loss is not a number.
     """
     rng = np.random.default_rng([options.seed, 1])
@@ -114,10 +115,13 @@ def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tu
         return max(by_epoch, by_time)
 
     said = 0
+    tested: dict[str, Array] = {}
     while (share := done()) < 1 and (stop is None or stop.received is None):
         order, total = rng.permutation(len(split.images)), 0.0
         for batch in order[: batches * BATCH].reshape(batches, BATCH):
             if stop is not None and stop.received is not None:
+                if tested:
+                    network.load_state_dict(tested)  # what the last figures are about
                 return network.eval(), outcome
             # Half a cosine down to 0: the last epochs settle what the first have found.
             optimizer.param_groups[0]["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done())))
@@ -135,6 +139,7 @@ def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tu
             step += 1
         right = network.eval().forward(split.test_images).argmax(axis=1) == split.test_digits
         network.train()
+        tested = {name: array.copy() for name, array in network.state_dict().items()}
         outcome.losses.append(total / batches)
         outcome.accuracies.append(float(right.mean()))
         outcome.seconds = time.monotonic() - start
