@@ -118,6 +118,17 @@ def layer_norm_backward(dy: Array, saved: LayerNormSaved, *, out: Array | None =
         ValueError: a shape does not fit, out is read-only or overlaps.
     """
     saved_by(LayerNormSaved, saved, "layer_norm")
+    gradient, dx, dweight, dbias = _for_backward(dy, saved, out)
+    shape = saved.x.shape
+    kernels("layer_norm", saved.x).layer_norm_backward(
+        gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, dx.reshape(shape), dweight, dbias
+    )
+    with_weight, with_bias = saved.affine
+    return LayerNormGradients(finish(out, dx), dweight if with_weight else None, dbias if with_bias else None)
+
+
+def _for_backward(dy: Any, saved: Any, out: Any) -> tuple[Array, Array, Array, Array]:
+    """Return the checked dy, and the arrays for dx, dweight and dbias."""
     gradient = float_array_like("dy", dy, "x", saved.x, shape=saved.shape)
     if out is None:
         dx = empty(saved.shape, saved.x.dtype, saved.x)
@@ -125,12 +136,7 @@ def layer_norm_backward(dy: Array, saved: LayerNormSaved, *, out: Array | None =
         apart = (("x", saved.x), ("weight", saved.weight))
         dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
     dweight, dbias = empty((2, *saved.weight.shape), saved.x.dtype, saved.x)
-    shape = saved.x.shape
-    kernels("layer_norm", saved.x).layer_norm_backward(
-        gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, dx.reshape(shape), dweight, dbias
-    )
-    with_weight, with_bias = saved.affine
-    return LayerNormGradients(finish(out, dx), dweight if with_weight else None, dbias if with_bias else None)
+    return gradient, dx, dweight, dbias
 
 
 _BATCH_NORM = Shapes("B C *", "C?", "C?", "C?!", "C?!")
@@ -272,13 +278,7 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved, *, out: Array | None =
         ValueError: a shape does not fit, out is read-only or overlaps.
     """
     saved_by(BatchNormSaved, saved, "batch_norm")
-    gradient = float_array_like("dy", dy, "x", saved.x, shape=saved.shape)
-    if out is None:
-        dx = empty(saved.shape, saved.x.dtype, saved.x)
-    else:
-        apart = (("x", saved.x), ("weight", saved.weight))
-        dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
-    dweight, dbias = empty((2, *saved.weight.shape), saved.x.dtype, saved.x)
+    gradient, dx, dweight, dbias = _for_backward(dy, saved, out)
     shape = saved.x.shape
     kernels("batch_norm", saved.x).batch_norm_backward(
         gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, saved.training, dx.reshape(shape),
