@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from fastgrad._health import Health
 from fastgrad._step_report import StepReport, blame, hopeless, tensor_names, update_ratios
 from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project, weight_range
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
-from fastgrad.layers import Layer, Parameter
+from fastgrad.layers import Parameter
+from fastgrad.layers.base import parameter_list
 
 if TYPE_CHECKING:
     from fastgrad._device_step import OnDevice
@@ -126,7 +127,7 @@ class Optimizer:
         self._schedules: list[Callable[[int], float] | None] = []  # of each group
         self.scheduled_steps = 0
         self._defaults = defaults
-        entries = [params] if isinstance(params, Mapping) else _members("params", params)
+        entries = [params] if isinstance(params, Mapping) else parameter_list("params", params)
         if not entries:
             raise ValueError("params: expected at least one parameter, got an empty list")
         groups = entries if isinstance(entries[0], Mapping) else [{"params": entries}]
@@ -151,7 +152,7 @@ class Optimizer:
         unknown = [key for key in group if key != "params" and key not in self._defaults]
         if unknown:
             raise ValueError(f"{where}: unknown entries {unknown}; {type(self).__name__} knows {list(self._defaults)}")
-        members = _members(where, group["params"])
+        members = parameter_list(where, group["params"])
         complete = {"params": members, **self._defaults, **{key: group[key] for key in group if key != "params"}}
         rate = complete["lr"]
         self._schedules.append(rate if callable(rate) else None)
@@ -451,17 +452,6 @@ class Optimizer:
         if "step" in self._state_entries:
             for entry in launch.entries:
                 entry["step"] = entry.get("step", 0) + 1
-
-
-def _members(name: str, value: Any) -> list[Any]:
-    """Return one parameter or array, or any iterable of such, as a list."""
-    if isinstance(value, np.ndarray | Parameter) or is_array(value):
-        return [value]
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return list(value)
-    what = "None" if value is None else type(value).__qualname__
-    advice = "; pass its parameters()" if isinstance(value, Layer) else ""
-    raise TypeError(f"{name}: expected a list of Parameters or arrays, got {what}{advice}")
 
 
 def _check_arrays(arrays: list[Any]) -> None:

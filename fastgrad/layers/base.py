@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
@@ -280,6 +280,20 @@ def _converted(value: Any, like: Array) -> Array:
 def _other_device(array: Array) -> tuple[str, str, str]:
     """Return kind of array, name of the device, and cupy's function that takes an array there from where it is."""
     return ("CuPy", "gpu", "cupy.asarray") if device_module(array) is None else ("NumPy", "cpu", "cupy.asnumpy")
+
+
+def parameter_list(name: str, value: Any) -> list[Any]:
+    """Return one parameter or array, or any iterable of such, as a list; the entries are not looked at.
+
+    Raises TypeError for something else.
+    """
+    if isinstance(value, np.ndarray | Parameter) or is_array(value):
+        return [value]
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return list(value)
+    what = "None" if value is None else type(value).__qualname__
+    advice = "; pass its parameters()" if isinstance(value, Layer) else ""
+    raise TypeError(f"{name}: expected a list of Parameters or arrays, got {what}{advice}")
 
 
 def uniform(shape: tuple[int, ...], bound: float, rng: np.random.Generator, dtype: Any) -> Array:
