@@ -92,7 +92,7 @@ class Norm(StrEnum):
 def _no_resume(wanted: bool) -> bool:
     if wanted:
         raise typer.BadParameter(
-            "a run on digits takes about a minute and can't be resumed; begin anew, with more --epochs or --minutes."
+            "a run on digits takes some ten seconds and can't be resumed; begin anew, with more --epochs or --minutes."
         )
     return wanted
 

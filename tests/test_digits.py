@@ -186,7 +186,7 @@ def test_options_of_the_text_are_not_options_of_the_digits(tmp_path):
         refused(run("train", "digits", *arguments, cwd=tmp_path), arguments[0])
     refused(
         run("train", "digits", "--resume", cwd=tmp_path),
-        "'--resume': a run on digits takes about a minute and can't be resumed; begin anew, with more --epochs",
+        "'--resume': a run on digits takes some ten seconds and can't be resumed; begin anew, with more --epochs",
     )
     refused(
         run("train", "digits", "--activation", "step", cwd=tmp_path),
