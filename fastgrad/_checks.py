@@ -501,6 +501,20 @@ def number(
     raise ValueError(f"{name}: expected {kind}{' ' if wanted else ''}{wanted}, got {value!r}")
 
 
+def integer(name: str, value: Any, low: int, unit: str = "") -> int:
+    """Return an integer as Python's, at least `low`.
+
+    Raises:
+        TypeError: not an integer, such as 1.0 or True.
+        ValueError: below `low`.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
+    if value < low:
+        raise ValueError(f"{name}: expected {low} or more{unit}, got {value}")
+    return int(value)
+
+
 def saved_by(kind: type, value: Any, function: str) -> None:
     """Raise TypeError unless `value` is a `kind`, which `function` returns last for its backward."""
     if not isinstance(value, kind):

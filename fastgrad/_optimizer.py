@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad._arrays import copy_like, is_array, kind_name
-from fastgrad._checks import FLOATS, TensorSets, number
+from fastgrad._checks import FLOATS, TensorSets, integer, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad._health import Health
 from fastgrad._step_report import StepReport, blame, hopeless, tensor_names, update_ratios
@@ -116,9 +116,7 @@ class Optimizer:
         self.max_norm = None if max_norm is None else number("max_norm", max_norm, 0.0, finite=False)
         self.nonfinite = nonfinite
         self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
-        if max_skips is not None and (type(max_skips) is not int or max_skips < 1):
-            raise ValueError(f"max_skips: expected an integer >= 1 or None, got {max_skips!r}")
-        self.max_skips = max_skips
+        self.max_skips = None if max_skips is None else integer("max_skips", max_skips, 1)
         self.health = bool(health)
         self._skipped, self._skips_in_a_row = 0, 0
         self._device: OnDevice | None = None

@@ -20,7 +20,7 @@ from fastgrad._arrays import copy_like, to_host
 from fastgrad._checks import Array, TensorGroups, float_array, number
 from fastgrad._dispatch import list_kernels
 from fastgrad.layers import Parameter
-from fastgrad.layers.base import parameter_list
+from fastgrad.layers.base import describe, parameter_list
 from fastgrad.schedules import _steps
 
 __all__ = ["CubicSparsity", "Pruner", "apply_masks", "magnitude_mask"]
@@ -150,6 +150,8 @@ class Pruner:
 
         Raises ValueError when the masks are not those of these parameters; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping) or not {"masks", "steps"} <= set(state_dict):
+            raise ValueError(f"state_dict: expected what state_dict() returns, got {describe(state_dict)}")
         masks, data = state_dict["masks"], [parameter.data for parameter in self._parameters]
         shapes = [mask.shape for mask in masks]
         if masks and shapes != [array.shape for array in data]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastgrad
-from fastgrad import SGD, Adam, RMSprop, layers, schedules
+from fastgrad import SGD, Adam, GradientMonitor, RMSprop, init, layers, pruning, schedules
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 2, 3)
 CLASSES = np.array([0, 2])
@@ -66,6 +66,46 @@ CALLS = {
     "threads by bool": (
         lambda: fastgrad.set_num_threads(True),
         (TypeError, "n: expected an integer, got bool"),
+    ),
+    "a monitor of no model": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), model=5),
+        (TypeError, "model: expected a layer of fastgrad.layers, got int"),
+    ),
+    "an unknown threshold": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanish=1.0),
+        (TypeError, "vanish: expected one of the thresholds vanishing, exploding, largest, update_ratio, dead, satur"),
+    ),
+    "a threshold that is no number": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanishing="1e-6"),
+        (TypeError, "vanishing: expected a number, got str"),
+    ),
+    "no looks before trouble is told": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), patience=0),
+        (ValueError, "patience: expected 1 or more, got 0"),
+    ),
+    "a first step that is no number": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), first_step="5"),
+        (TypeError, "first_step: expected an integer, got str"),
+    ),
+    "a report without a folder": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1)).report("nowhere/page.html"),
+        (FileNotFoundError, "path: expected a file in a folder that exists, got 'nowhere/page.html'"),
+    ),
+    "a function without its gradient": (
+        lambda: fastgrad.testing.gradcheck(np.sin, np.ones(2)),
+        (TypeError, "target: expected a layer with forward and backward, got ufunc; pass the gradient of a"),
+    ),
+    "a shape that is a number": (
+        lambda: init.he_normal(5),
+        (TypeError, "shape must be a tuple of integers (out, in), got 5"),
+    ),
+    "a shape of fractions": (
+        lambda: init.orthogonal((3.5, 2)),
+        (TypeError, "shape must be a tuple of integers (out, in), got (3.5, 2)"),
+    ),
+    "the state of something else for a pruner": (
+        lambda: pruning.Pruner(ROWS.copy(), 0.5).load_state_dict({}),
+        (ValueError, "state_dict: expected what state_dict() returns, got dict"),
     ),
     "a dtype of None": (
         lambda: layers.Linear(2, 3, dtype=None),
@@ -188,6 +228,11 @@ def test_a_loaded_state_has_no_skipped_steps_behind_it():
     assert optimizer.step(np.full(2, np.nan)).skipped
     optimizer.load_state_dict(state)
     assert optimizer.step(np.full(2, np.nan)).skipped
+
+
+def test_a_monitor_and_an_optimizer_take_the_integers_of_numpy():
+    optimizer = Adam([np.ones(2)], max_skips=np.int64(3))
+    assert optimizer.max_skips == 3 and GradientMonitor(optimizer, every=np.int32(2)).every == 2
 
 
 def test_schedules_take_the_integers_of_numpy():

@@ -344,8 +344,8 @@ def test_nothing_seen_yet(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"every": 0}, ValueError, "every: expected an integer >= 1, got 0"),
-        ({"keep": 1.5}, ValueError, "keep: expected an integer >= 2, got 1.5"),
+        ({"every": 0}, ValueError, "every: expected 1 or more, got 0"),
+        ({"keep": 1.5}, TypeError, "keep: expected an integer, got float"),
         ({"path": "x.json"}, ValueError, r"path: expected a name that ends in .csv or .parquet, got 'x.json'"),
         ({"vanish": 1}, TypeError, "vanish"),
     ],
