@@ -44,7 +44,7 @@ class GradientMonitor:
       exactly 0. Such a unit was 0 for every example of the batch; how many of them there are is what the norm pass
       counts in any case. Layers without a bias are not looked at.
     - saturated gates of LSTM and GRU layers: the values of the sigmoids in the last step of a sequence, copied in the
-      forward pass of each step that is looked at. Sequences with `lengths` are not looked at.
+      forward pass of each step that is looked at. Sequences with `lengths` are not looked at, nor is `LayerNormLSTM`.
 
     `every` counts steps of the optimizer; a step in host memory that was skipped is looked at always. Steps that are
     replayed from a graph call nobody: call `look(report)` with the report of the captured step.
