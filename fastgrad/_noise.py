@@ -17,6 +17,11 @@ def probability(name: str, value: Any) -> float:
 
 def noise_of(training: bool, seed: Any, offset: Any, **probabilities: Any) -> Noise | None:
     """Return the checked noise of a call, None where there is none."""
+    for value in probabilities.values():
+        if type(value) is not float or value != 0.0:
+            break
+    else:  # which takes 0.3 us, and all below 2.5
+        return None
     p = {name: probability(name, value) for name, value in probabilities.items()}
     given = [name for name, value in p.items() if value > 0]
     if not given:

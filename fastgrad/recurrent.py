@@ -272,7 +272,7 @@ def _two_biases(dbias: Array | None, saved: Saved) -> tuple[Array | None, Array 
     if dbias is None:
         return None, None
     if saved.has_bias_ih and saved.has_bias_hh:
-        return dbias, copy_like(dbias, dbias)
+        return dbias, dbias.copy() if type(dbias) is np.ndarray else copy_like(dbias, dbias)
     return (dbias, None) if saved.has_bias_ih else (None, dbias)
 
 
@@ -301,9 +301,7 @@ def lstm_cell(
     """
     a = _Arguments(4, x, "B I", ("h", "c"), (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
     module = kernels("lstm", a.x)
-    _, h_next, c_next, payload = module.forward(
-        a.x[None], *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, None, False
-    )
+    h_next, c_next, payload = module.forward_step(a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh)
     saved = Saved("lstm_cell", module, payload, h_next, h_next.shape, bias_ih is not None, bias_hh is not None)
     return h_next, c_next, saved
 
@@ -326,14 +324,13 @@ def lstm_cell_backward(
         TypeError, ValueError: as in `lstm_backward`.
     """
     saved = _saved_by("lstm_cell", saved)
-    dx, dh, dc, dweight_ih, dweight_hh, dbias = saved.kernel.backward(
-        None,
+    dx, dh, dc, dweight_ih, dweight_hh, dbias = saved.kernel.backward_step(
         _gradient("dh_next", dh_next, saved, saved.y_shape),
         _gradient("dc_next", dc_next, saved, saved.y_shape),
         saved.payload,
         clip_of(state_grad_clip),
     )
-    return LSTMCellGradients(dx[0], dh, dc, dweight_ih, dweight_hh, *_two_biases(dbias, saved))
+    return LSTMCellGradients(dx, dh, dc, dweight_ih, dweight_hh, *_two_biases(dbias, saved))
 
 
 def gru(
@@ -463,8 +460,8 @@ def gru_cell(
     """
     a = _Arguments(3, x, "B I", ("h",), (h,), weight_ih, weight_hh, bias_ih, bias_hh)
     module = kernels("gru", a.x)
-    _, h_next, payload = module.forward(
-        a.x[None], *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, None, False, bool(reset_after)
+    h_next, payload = module.forward_step(
+        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, bool(reset_after)
     )
     saved = Saved("gru_cell", module, payload, h_next, h_next.shape, bias_ih is not None, bias_hh is not None)
     return h_next, saved
@@ -487,8 +484,7 @@ def gru_cell_backward(dh_next: Array, saved: Saved, *, state_grad_clip: float | 
     """
     saved = _saved_by("gru_cell", saved)
     gradient = _gradient("dh_next", dh_next, saved, saved.y_shape)
-    dx, *others = saved.kernel.backward(None, gradient, saved.payload, clip_of(state_grad_clip))
-    return GRUCellGradients(dx[0], *others)
+    return GRUCellGradients(*saved.kernel.backward_step(gradient, saved.payload, clip_of(state_grad_clip)))
 
 
 # Which gate stands at each place, by framework. Keras and ONNX name the update gate z and the candidate h or c.

@@ -65,12 +65,12 @@ def _forward(dtype: np.dtype) -> Any:
         T, S, D = p[_T], p[_S], p[_D]
         wide = (D + width - 1) // width * width  # columns of packed rows
         long = (S + width - 1) // width * width
-        row_bytes = p[_ROW_BYTES]
+        row_bytes, most = p[_ROW_BYTES], min(QUERIES, T)
         keys_at = p[_SCRATCH] + block * p[_ROOM]
         values_at = keys_at + long * D * item
         queries_at = values_at + wide * S * item
-        sums_at = queries_at + QUERIES * row_bytes
-        scores_at = sums_at + QUERIES * row_bytes
+        sums_at = queries_at + most * row_bytes
+        scores_at = sums_at + most * row_bytes
         zeros = p[_ZEROS]
         units = (T + ROWS - 1) // ROWS
         for task in range(block, p[_HEADS] * p[_PARTS], p[_BLOCKS]):
@@ -151,18 +151,18 @@ def _backward(dtype: np.dtype) -> Any:
         T, S, D = p[_T], p[_S], p[_D]
         wide = (D + width - 1) // width * width
         long = (S + width - 1) // width * width
-        row_bytes = p[_ROW_BYTES]
+        row_bytes, most = p[_ROW_BYTES], min(QUERIES, T)
         keys_at = p[_SCRATCH] + block * p[_ROOM]  # (D, S) in panels
         values_at = keys_at + long * D * item  # (D, S)
         rows_of_keys_at = values_at + long * D * item  # (S, D)
         queries_at = rows_of_keys_at + wide * S * item  # rows of this block, scaled
-        upstream_at = queries_at + QUERIES * row_bytes
-        sums_at = upstream_at + QUERIES * row_bytes
-        packed_queries_at = sums_at + QUERIES * row_bytes
-        packed_upstream_at = packed_queries_at + QUERIES * wide * item
-        scores_at = packed_upstream_at + QUERIES * wide * item
-        slopes_at = scores_at + QUERIES * stride
-        along_at = slopes_at + QUERIES * stride
+        upstream_at = queries_at + most * row_bytes
+        sums_at = upstream_at + most * row_bytes
+        packed_queries_at = sums_at + most * row_bytes
+        packed_upstream_at = packed_queries_at + most * wide * item
+        scores_at = packed_upstream_at + most * wide * item
+        slopes_at = scores_at + most * stride
+        along_at = slopes_at + most * stride
         zeros = p[_ZEROS]
         for head in range(block, p[_HEADS], p[_BLOCKS]):
             b, h = head // p[_H], head % p[_H]
@@ -252,13 +252,13 @@ def _walk(array: np.ndarray) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _room(S: int, D: int, dtype: np.dtype, backward: bool) -> tuple[int, int]:
-    """Return the bytes of a thread's own memory, and of a row of its tiles."""
+def _room(most: int, S: int, D: int, dtype: np.dtype, backward: bool) -> tuple[int, int]:
+    """Return the bytes of a thread's own memory, and of a row of its tiles; most : queries of a tile."""
     item, width, row_bytes = dtype.itemsize, panel_columns(dtype), tiles.row_stride(D, dtype)
     wide, long = -(-D // width) * width, -(-S // width) * width
-    room = (long * D + wide * S) * item + QUERIES * (2 * row_bytes + tiles.scores_stride(dtype))
+    room = (long * D + wide * S) * item + most * (2 * row_bytes + tiles.scores_stride(dtype))
     if backward:
-        room += long * D * item + QUERIES * (row_bytes + 2 * wide * item + tiles.scores_stride(dtype) + item)
+        room += long * D * item + most * (row_bytes + 2 * wide * item + tiles.scores_stride(dtype) + item)
     return -(-room // 4096) * 4096, row_bytes  # no two threads in one page
 
 
@@ -268,7 +268,7 @@ def _table(
 ) -> tuple[tuple[Any, ...], int]:  # fmt: skip
     """Return the entries of both kernels, and the number of blocks."""
     (B, H, T, D), S = q.shape, k.shape[2]
-    room, row_bytes = _room(S, D, q.dtype, backward)
+    room, row_bytes = _room(min(QUERIES, T), S, D, q.dtype, backward)
     heads = B * H
     blocks = min(heads * parts, runtime.num_threads())
     threshold, factor, seed, offset = (-1, 0.0, 0, 0) if dropped is None else dropped

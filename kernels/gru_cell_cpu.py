@@ -221,7 +221,7 @@ class Step:
     inner: Array  # (B, H): W_hn h + b_hn
 
 
-def forward_step(
+def forward(
     x: Array, h: Array, weight_ih: Array, weight_hh: Array, bias_ih: Array | None, bias_hh: Array | None
 ) -> tuple[Array, Step]:
     """Return h_next (B, H) and what backward needs; x is (B, I)."""
@@ -240,7 +240,7 @@ def forward_step(
     return h_next, Step(x, h, weight_ih, weight_hh, bias_ih is not None, bias_hh is not None, gates, inner)
 
 
-def backward_step(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
+def backward(dh_next: Array | None, saved: Step) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
     """Return dx (B, I), dh (B, H), dweight_ih (3H, I), dweight_hh (3H, H), dbias_ih and dbias_hh (3H,) or None."""
     (batch, inputs), hidden, dtype = saved.x.shape, saved.h.shape[1], saved.x.dtype
     plan = step_plan(batch, inputs, hidden, dtype, runtime.num_threads())

@@ -22,7 +22,7 @@ import numpy as np
 
 from fastgrad._memory import empty
 
-from . import runtime, vecmath
+from . import gru_cell_cpu, runtime, vecmath
 from .between_steps_cpu import (
     BOUND,
     MASK,
@@ -37,7 +37,7 @@ from .between_steps_cpu import (
     mask_x,
     masked_steps,
 )
-from .gru_cell_cpu import Step, backward_step, candidate_gradients, forward_step, gate_gradients, gate_values
+from .gru_cell_cpu import Step, candidate_gradients, gate_gradients, gate_values
 from .linear_cpu import column_sums
 from .matmul_cpu import pack, panel_columns, product, rows_by_panels, zeros
 from .recurrent_cpu import (
@@ -331,7 +331,7 @@ def forward(
     steps, batch, _ = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
     if steps == 1 and lengths is None and reset_after and batch and hidden and noise is None:
-        hn, step = forward_step(x[0], h0, weight_ih, weight_hh, bias_ih, bias_hh)
+        hn, step = gru_cell_cpu.forward(x[0], h0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, step
     x = zeroed_padding(x, lengths)
     # With reset_after the recurrent bias of n belongs inside the product with r; all others join those of x.
@@ -374,8 +374,8 @@ def backward(
     if isinstance(saved, Step):
         if dy is not None:
             dhn = dy[0] if dhn is None else dy[0] + dhn
-        dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh = backward_step(dhn, saved)
-        return dx[None], clamped(dh, state_grad_clip), dweight_ih, dweight_hh, dbias_ih, dbias_hh
+        dx, *others = backward_step(dhn, saved, state_grad_clip)
+        return (dx[None], *others)  # type: ignore[return-value]
     x, weight_hh, noise = saved.x, saved.weight_hh, saved.noise
     steps, batch, inputs = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
@@ -428,3 +428,33 @@ def backward(
         dbias[0] if saved.has_bias_ih else None,
         dbias[1] if saved.has_bias_hh else None,
     )
+
+
+# --- a single step
+
+
+def forward_step(
+    x: Array,
+    h: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None,
+    bias_hh: Array | None,
+    reset_after: bool,
+) -> tuple[Array, Saved | Step]:
+    """Return h_next (B, H) and what `backward_step` needs; x is (B, I)."""
+    if reset_after and h.size:
+        return gru_cell_cpu.forward(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+    _, h_next, saved = forward(x[None], h, weight_ih, weight_hh, bias_ih, bias_hh, None, False, reset_after)
+    return h_next, saved
+
+
+def backward_step(
+    dh_next: Array | None, saved: Saved | Step, state_grad_clip: float | None = None
+) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
+    """Return what `backward` does, of a single step: dx (B, I)."""
+    if isinstance(saved, Step):
+        dx, dh, *others = gru_cell_cpu.backward(dh_next, saved)
+        return dx, clamped(dh, state_grad_clip), *others  # type: ignore[return-value]
+    dx, *others = backward(None, dh_next, saved, state_grad_clip)
+    return (dx[0], *others)

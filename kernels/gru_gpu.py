@@ -198,6 +198,28 @@ def backward(
     return dx, dh, dweight_ih, dweight_hh, dbias_ih, dbias_hh
 
 
+def forward_step(
+    x: Array,
+    h: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None,
+    bias_hh: Array | None,
+    reset_after: bool,
+) -> tuple[Array, Saved]:
+    """Return h_next (B, H) of a single step and what `backward_step` needs; x is (B, I)."""
+    _, h_next, saved = forward(x[None], h, weight_ih, weight_hh, bias_ih, bias_hh, None, False, reset_after)
+    return h_next, saved
+
+
+def backward_step(
+    dh_next: Array | None, saved: Saved, state_grad_clip: float | None = None
+) -> tuple[Array, Array, Array, Array, Array | None, Array | None]:
+    """Return what `backward` does, of a single step: dx (B, I)."""
+    dx, *others = backward(None, dh_next, saved, state_grad_clip)
+    return (dx[0], *others)
+
+
 def _stepwise_backward(
     device: cuda.Device,
     dy: Array | None,

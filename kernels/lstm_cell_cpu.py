@@ -191,7 +191,7 @@ class Step:
     gates: Array  # (B, 4H): i, f, g, o
 
 
-def forward_step(
+def forward(
     x: Array, h: Array, c: Array, weight_ih: Array, weight_hh: Array, bias_ih: Array | None, bias_hh: Array | None
 ) -> tuple[Array, Array, Step]:
     """Return h_next, c_next (B, H) and what backward needs; x is (B, I)."""
@@ -212,7 +212,7 @@ def forward_step(
     return h_next, c_next, Step(x, h, c, weight_ih, weight_hh, has_bias, gates)
 
 
-def backward_step(
+def backward(
     dh_next: Array | None, dc_next: Array | None, saved: Step
 ) -> tuple[Array, Array, Array, Array, Array, Array | None]:
     """Return dx (B, I), dh, dc (B, H), dweight_ih (4H, I), dweight_hh (4H, H), dbias (4H,) or None."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from fastgrad._memory import empty
 
-from . import runtime
+from . import lstm_cell_cpu, runtime
 from .between_steps_cpu import (
     BOUND,
     MASK,
@@ -41,7 +41,7 @@ from .between_steps_cpu import (
     masked_steps,
 )
 from .linear_cpu import column_sums
-from .lstm_cell_cpu import Step, backward_step, forward_step, gate_gradients, gate_values
+from .lstm_cell_cpu import Step, gate_gradients, gate_values
 from .matmul_cpu import pack, panel_columns, product, rows_by_panels, zeros
 from .recurrent_cpu import (
     GATE_BYTES,
@@ -235,7 +235,7 @@ def forward(
     steps, batch, _ = x.shape
     hidden, dtype = weight_hh.shape[1], x.dtype
     if steps == 1 and lengths is None and batch and hidden and noise is None:
-        hn, cn, step = forward_step(x[0], h0, c0, weight_ih, weight_hh, bias_ih, bias_hh)
+        hn, cn, step = lstm_cell_cpu.forward(x[0], h0, c0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, cn, step
     x = zeroed_padding(x, lengths)
     biases = [b for b in (bias_ih, bias_hh) if b is not None]
@@ -273,9 +273,8 @@ def backward(
     if isinstance(saved, Step):
         if dy is not None:
             dhn = dy[0] if dhn is None else dy[0] + dhn
-        dx, dh, dc, dweight_ih, dweight_hh, dbias = backward_step(dhn, dcn, saved)
-        dh, dc = clamped(dh, state_grad_clip), clamped(dc, state_grad_clip)
-        return dx[None], dh, dc, dweight_ih, dweight_hh, dbias
+        dx, *others = backward_step(dhn, dcn, saved, state_grad_clip)
+        return (dx[None], *others)  # type: ignore[return-value]
     x, gates, noise = saved.x, saved.gates, saved.noise
     steps, batch, inputs = x.shape
     hidden, dtype = saved.weight_hh.shape[1], x.dtype
@@ -309,3 +308,27 @@ def backward(
         column_sums(queue, flat, dbias)
     queue.run()
     return dx, dh, dc, dweight_ih, dweight_hh, dbias
+
+
+# --- a single step
+
+
+def forward_step(
+    x: Array, h: Array, c: Array, weight_ih: Array, weight_hh: Array, bias_ih: Array | None, bias_hh: Array | None
+) -> tuple[Array, Array, Saved | Step]:
+    """Return h_next, c_next (B, H) and what `backward_step` needs; x is (B, I)."""
+    if h.size:
+        return lstm_cell_cpu.forward(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh)
+    _, h_next, c_next, saved = forward(x[None], h, c, weight_ih, weight_hh, bias_ih, bias_hh, None, False)
+    return h_next, c_next, saved
+
+
+def backward_step(
+    dh_next: Array | None, dc_next: Array | None, saved: Saved | Step, state_grad_clip: float | None = None
+) -> tuple[Array, Array, Array, Array, Array, Array | None]:
+    """Return what `backward` does, of a single step: dx (B, I)."""
+    if isinstance(saved, Step):
+        dx, dh, dc, *others = lstm_cell_cpu.backward(dh_next, dc_next, saved)
+        return dx, clamped(dh, state_grad_clip), clamped(dc, state_grad_clip), *others  # type: ignore[return-value]
+    dx, *others = backward(None, dh_next, dc_next, saved, state_grad_clip)
+    return (dx[0], *others)

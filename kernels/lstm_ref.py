@@ -124,3 +124,19 @@ def backward(
             else:
                 dh, dc = np.where(valid, dh_before, dh), np.where(valid, dc_before, dc)
     return dx, dh, dc, dweight_ih, dweight_hh, dbias if saved.has_bias else None
+
+
+def forward_step(
+    x: Array, h: Array, c: Array, weight_ih: Array, weight_hh: Array, bias_ih: Array | None, bias_hh: Array | None
+) -> tuple[Array, Array, Saved]:
+    """Return h_next, c_next (B, H) of a single step and what `backward_step` needs; x is (B, I)."""
+    _, h_next, c_next, saved = forward(x[None], h, c, weight_ih, weight_hh, bias_ih, bias_hh, None, False)
+    return h_next, c_next, saved
+
+
+def backward_step(
+    dh_next: Array | None, dc_next: Array | None, saved: Saved, state_grad_clip: float | None = None
+) -> tuple[Array, Array, Array, Array, Array, Array | None]:
+    """Return what `backward` does, of a single step: dx (B, I)."""
+    dx, *others = backward(None, dh_next, dc_next, saved, state_grad_clip)
+    return (dx[0], *others)

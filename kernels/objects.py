@@ -31,7 +31,7 @@ KIND = HEADER + 8  # of a dtype: kind, type, byteorder, a byte of flags, type_nu
 INT32 = 0xFFFFFFFF
 KIND_BITS = ~(0xFF << 24)  # all of KIND but the flags
 
-TABLES, TABLE_ENTRIES = 64, 512  # of one call: tables, and entries of all of them
+TABLES, TABLE_ENTRIES = 64, 1024  # of one call: tables, and entries of all of them
 TABLE_NUMBERS = TABLE_ENTRIES + 2 * TABLES
 
 

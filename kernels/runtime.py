@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -30,9 +31,10 @@ from .cache import CacheState, Entry, cache_folder, cache_state, folder_beside, 
 from .fpcontrol import FLUSH, read_control, write_control
 from .inner import Inner, as_double, inner, instruction, peek, peek_double, poke, poke_double
 from .machine_code import ENTRY, load, load_python
-from .objects import LENGTH, TABLE_NUMBERS, kinds_of, lay, readable, release_lock, scratch, take_lock
+from .objects import LENGTH, kinds_of, lay, readable, release_lock, scratch, take_lock
 from .tables import address, addresses, numbers_of
 from .threads import (
+    NumbaLayer,
     OpenMP,
     layer,
     max_threads,
@@ -219,6 +221,12 @@ def _ask(builder, address):
     return builder.sext(_call(builder, address, I32), I64)
 
 
+@instruction("void(int64)")
+def _meet(builder, address):
+    """Call the C function `void f(void)` at `address`, a barrier."""
+    _call(builder, address, VOID)
+
+
 @instruction("void(int64, int64, int64, int64)")
 def _start_team(builder, address, function, task, threads):
     """Call `GOMP_parallel(function, task, threads, 0)`: each thread of a team runs function(task)."""
@@ -269,28 +277,58 @@ _in_turn = compiled(_run_in_turn, nogil=False, returns=bool)
 
 
 @inner
-def _run_share(task, thread, threads):
-    # task: the kernel's address, how many blocks, the address of its table, whether to flush
-    blocks = peek(task, 1)
+def _run_share(launch, thread, threads, flush):
+    # launch: the kernel's address, how many blocks, the address of its table
+    blocks = peek(launch, 1)
     for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-        run_block(peek(task, 0), block, peek(task, 2), peek(task, 3))
+        run_block(peek(launch, 0), block, peek(launch, 2), flush)
 
 
-def _run_in_team(task):
-    # behind the task: what tells the place in the team, and what tells its size
-    _run_share(task, _ask(peek(task, 4)), _ask(peek(task, 5)))
+def _run_in_team(team):
+    # What each thread of a team does. team: its start, barrier, what tells a thread's place and what tells the size,
+    # this function, whether to flush, how many launches, their table
+    thread, threads = _ask(peek(team, 2)), _ask(peek(team, 3))
+    flush, launches, table = peek(team, 5), peek(team, 6), peek(team, 7)
+    spread_before = False
+    for k in range(launches):
+        launch = peek(table, k)
+        spread = peek(launch, 3) != 0
+        if k > 0 and (spread or spread_before):
+            _meet(peek(team, 1))
+        spread_before = spread
+        if spread:
+            _run_share(launch, thread, threads, flush)
+        elif thread == 0:
+            _run_share(launch, 0, 1, flush)
 
 
-def _run_parallel(start, function, task, threads):
-    _start_team(start, function, task, threads)
+def _run_by_team(launches, kinds, flush, team, threads):
+    # launches: as of _run_in_turn; or, without kinds, the address of two numbers, how many and where their table is
+    # team: the first five numbers of a team
+    table, own = scratch(), scratch()
+    if kinds != 0:
+        if not lay(launches, kinds, table):
+            return False
+        count = peek(launches + LENGTH, 0)
+    else:
+        count, table = peek(launches, 0), peek(launches, 1)
+    for k in range(5):
+        poke(own, k, peek(team, k))
+    poke(own, 5, flush)
+    poke(own, 6, count)
+    poke(own, 7, table)
+    thread = release_lock()
+    _start_team(peek(team, 0), peek(team, 4), own, threads)
+    take_lock(thread)
+    return True
 
 
-_parallel = compiled(_run_parallel)
+_by_team = compiled(_run_by_team, nogil=False, returns=bool)
 
 
 def _run_for_numba(arguments, sizes, strides, task):
-    # arguments[0]: address of the number of this share, of sizes[0] when it all began: entry 4 of the task
-    _run_share(task, peek(peek(arguments, 0), 0), peek(task, 4))
+    # arguments[0]: address of the number of this share, of sizes[0] when it all began
+    _run_share(task, peek(peek(arguments, 0), 0), peek(task, 4), peek(task, 3))
 
 
 @functools.cache
@@ -300,24 +338,38 @@ def _share(openmp: bool) -> Kernel:
     return Kernel(lambda: function, f"runtime.{function.__name__}", __file__, arguments)
 
 
+@functools.cache
+def _team(openmp: OpenMP) -> np.ndarray:
+    return numbers_of(openmp.start, openmp.barrier, openmp.place, openmp.size, _share(True))
+
+
+def _run_on_threads(threads: int, launches: Sequence[Launch]) -> None:
+    runs = layer()
+    if isinstance(runs, OpenMP):
+        team = address(_team(runs))
+        if not (_READABLE and _by_team()(id(launches), _KINDS_AT, flushing(), team, threads)):
+            tables = _tables_of(launches)
+            table = numbers_of(len(launches), address(tables[0]))
+            _by_team()(address(table), 0, flushing(), team, threads)
+        return
+    for launch in launches:
+        if launch[3]:
+            _run_on_layer(runs, threads, *launch[:3])
+        else:
+            run_in_turn(launch)
+
+
 _turn = threading.Lock()
 
 
-def _run_threads(threads: int, kernel: Kernel, blocks: int, pointers: Pointers) -> None:
-    tables = [np.empty(TABLE_NUMBERS, np.int64)]
-    if not (_READABLE and type(pointers) is tuple and _in_turn()(id(pointers), _KINDS_AT, 0, address(tables[0]))):
-        tables = _table_of(pointers)
-    team = layer()
-    task = [kernel, blocks, address(tables[0]), flushing()]
-    if isinstance(team, OpenMP):
-        numbers = numbers_of(*task, team.place, team.size)
-        _parallel()(team.start, _share(True), address(numbers), threads)
-        return
-    numbers, shares = numbers_of(*task, threads), numbers_of(*range(threads))
-    arguments = numbers_of(address(shares)), numbers_of(threads), numbers_of(8), numbers
+def _run_on_layer(numba: NumbaLayer, threads: int, kernel: Kernel, blocks: int, pointers: Pointers) -> None:
+    tables = _table_of(pointers)
+    task = numbers_of(kernel, blocks, address(tables[0]), flushing(), threads)
+    shares = numbers_of(*range(threads))
+    arguments = numbers_of(address(shares)), numbers_of(threads), numbers_of(8), task
     # Numba's workqueue can't be entered from two Python threads at once.
-    with _turn if team.name == "workqueue" else contextlib.nullcontext():
-        team.start(_share(False), *map(address, arguments), 0, 1, threads)
+    with _turn if numba.name == "workqueue" else contextlib.nullcontext():
+        numba.start(_share(False), *map(address, arguments), 0, 1, threads)
 
 
 def prepare(parallel: bool = True) -> None:
@@ -326,13 +378,13 @@ def prepare(parallel: bool = True) -> None:
     parallel : also what starts the threads, where there is more than one
     """
     for helper in _helpers:
-        if helper is not _parallel:
+        if helper is not _by_team:
             helper()
     if parallel and max_threads() > 1:
-        team = layer()
-        _share(isinstance(team, OpenMP))
-        if isinstance(team, OpenMP):
-            _parallel()
+        openmp = isinstance(layer(), OpenMP)
+        _share(openmp)
+        if openmp:
+            _by_team()
 
 
 # --- running
@@ -359,7 +411,7 @@ def run(kernel: Kernel, blocks: int, pointers: Pointers, parallel: bool = True) 
 
 
 def run_in_turn(*launches: Launch) -> None:
-    """Run launches one after the other: in one compiled call, where none of them is spread over threads.
+    """Run launches one after the other, in one compiled call, on a team of threads that meet between them.
 
     A call takes 0.3 us, of the 3 or 4 of a small product or reduction.
     """
@@ -371,13 +423,10 @@ def run_in_turn(*launches: Launch) -> None:
             threads = 1
     if threads == 1:
         if not (_READABLE and _in_turn()(id(launches), _KINDS_AT, flushing(), 0)):
-            _run_tables(launches)
+            tables = _tables_of(launches)
+            _in_turn()(len(launches), 0, flushing(), address(tables[0]))
         return
-    for launch in launches:
-        if launch[3] and launch[1] > 1:
-            _run_threads(threads, *launch[:3])
-        else:
-            run_in_turn(launch)
+    _run_on_threads(threads, launches)
 
 
 def call_with(function: Callable[[int, int, int], Any], task: tuple[Any, ...], otherwise: Any) -> Any:
@@ -385,13 +434,14 @@ def call_with(function: Callable[[int, int, int], Any], task: tuple[Any, ...], o
     return function(id(task), _KINDS_AT, flushing()) if _READABLE else otherwise
 
 
-def _run_tables(launches: Sequence[Launch]) -> None:
-    """Run launches on this thread by tables made here: where `lay` can't read what they hold."""
+def _tables_of(launches: Sequence[Launch]) -> list[np.ndarray]:
+    """Return the table of launches, and behind it those that it refers to: where `lay` can't read what they hold."""
     tables = [_table_of(pointers) for _, _, pointers, _ in launches]
-    entries = zip(launches, tables, strict=True)
-    heads = [np.array([kernel, blocks, address(table[0])], np.int64) for (kernel, blocks, *_), table in entries]
-    places = np.array(list(map(address, heads)), np.int64)
-    _in_turn()(len(heads), 0, flushing(), address(places))
+    heads = [
+        numbers_of(kernel, blocks, address(table[0]), parallel)
+        for (kernel, blocks, _, parallel), table in zip(launches, tables, strict=True)
+    ]
+    return [addresses(heads), *heads, *itertools.chain(*tables)]
 
 
 def _table_of(pointers: Pointers) -> list[np.ndarray]:

@@ -73,15 +73,15 @@ def pool_lost() -> bool:
 
 
 class OpenMP:
-    """GNU's OpenMP library: addresses of what starts a team, and of what tells a thread its place in it."""
+    """GNU's OpenMP library: addresses of what starts a team, of its barrier, of what tells place and size."""
 
     name = "omp"
 
     def __init__(self, library: ctypes.CDLL):
         self._library = library
-        self.start, self.place, self.size = (
+        self.start, self.barrier, self.place, self.size = (
             ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-            for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+            for name in ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
         )
 
 
