@@ -86,7 +86,7 @@ class Layer:
     def __setattr__(self, attribute: str, value: Any) -> None:
         super().__setattr__(attribute, value)
         if isinstance(value, Parameter):
-            value.name = attribute
+            value.name = value.name or attribute  # one of another layer keeps the name that it has there
         elif isinstance(value, Layer):
             value._prefix_names(attribute)
 
@@ -115,16 +115,21 @@ class Layer:
         self._kept = None
 
     def _prefix_names(self, prefix: str) -> None:
-        for parameter in self.parameters():
-            parameter.name = f"{prefix}.{parameter.name}"
+        for name, parameter in self.named_parameters(f"{prefix}."):
+            parameter.name = name
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Yield (name, Parameter) of this layer and all below, named by their path as in torch."""
+        """Yield (name, Parameter) of this layer and all below, named by their path as in torch.
+
+        A Parameter that several layers share comes once, under its first name; `state_dict` has it under all.
+        """
+        seen: set[int] = set()
         for name, value in self._members():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-            else:
-                yield from value.named_parameters(f"{prefix}{name}.")
+            path = prefix + name
+            for pair in [(path, value)] if isinstance(value, Parameter) else value.named_parameters(f"{path}."):
+                if id(pair[1]) not in seen:
+                    seen.add(id(pair[1]))
+                    yield pair
 
     def parameters(self) -> list[Parameter]:
         """Return the parameters of this layer and all below, in a fixed order."""
