@@ -14,7 +14,6 @@ torch computes in full float32 (no TF32), as fastgrad does.
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import math
@@ -33,7 +32,7 @@ from fastgrad.kernels import cuda
 from inputs import Shape, count, gpt2_shapes, normal
 
 import fastgrad
-from fastgrad.profiling import costs
+from fastgrad.profiling import costs, recurrent_ways
 from fastgrad.profiling.device_clock import DeviceClock
 
 FASTGRAD, CUPY, LIMIT = "fastgrad", "cupy", "limit"
@@ -447,18 +446,6 @@ def _cupy_lstm(b: Bench, x: Any, w: Any, u: Any, bias: Any, H: int) -> Run:
     return run
 
 
-def _by_way(way: str, run: Run) -> object:
-    """Run with one way through the steps of a recurrent layer; see kernels/recurrent_gpu.py."""
-    from fastgrad.kernels import recurrent_gpu
-
-    before = recurrent_gpu.method()
-    recurrent_gpu.set_method(way)
-    try:
-        return run()
-    finally:
-        recurrent_gpu.set_method(before)
-
-
 def recurrent(b: Bench, cell: str, T: int, B: int, I: int, H: int) -> Case:  # noqa: E741 - the letters of the field
     if b.small:
         T, B, I, H = 3, 2, 8, 8  # noqa: E741
@@ -469,17 +456,15 @@ def recurrent(b: Bench, cell: str, T: int, B: int, I: int, H: int) -> Case:  # n
     hosts = [normal(2 + k, *shape, scale=bound) for k, shape in enumerate(shapes)]
     x, (w, u, bi, bh) = b.array(host_x), map(b.array, hosts)
     dy = b.array(np.ones((T, B, H), np.float32))
-    forward, backward = getattr(fastgrad, cell), getattr(fastgrad, f"{cell}_backward")
-    states = [None] * (2 if cell == "lstm" else 1)
 
-    def run() -> object:
-        *_, saved = forward(x, *states, w, u, bi, bh)
-        return backward(dy, *states, saved).dweight_ih
+    def by(way: str | None) -> Run:
+        call = recurrent_ways.Call(cell, x, dy, (w, u, bi, bh), way)
+        return lambda: call().dweight_ih
 
-    runs: dict[str, Run] = {FASTGRAD: run}
+    runs: dict[str, Run] = {FASTGRAD: by(None)}
     results: dict[str, Run] = {}
-    for way in () if b.small else ("stepwise", "persistent"):
-        runs[f"fastgrad {way}"] = functools.partial(_by_way, way, run)
+    for way in () if b.small else (recurrent_ways.STEPWISE, recurrent_ways.PERSISTENT):
+        runs[f"fastgrad {way}"] = by(way)
     if cell == "lstm" and not b.small:
         runs[CUPY] = _cupy_lstm(b, x, w, u, bi + bh, H)
     if b.torch:

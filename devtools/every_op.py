@@ -24,14 +24,19 @@ from fastgrad.activations import KINDS
 SHAPES = [(), (0, 3), (7,), (33, 65), (3, 1031)]
 
 
+def emulated_module() -> Any:
+    """Return the array module of the emulated device, which is taken for the GPU from now on."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    stand_in: Any = importlib.import_module("emulated")
+    stand_in.register()
+    status = _gpu.GPUStatus(stand_in.Module)
+    _gpu.gpu_status = lambda: status  # type: ignore[assignment]
+    return stand_in.Module
+
+
 def array_module(emulated: bool) -> Any:
     if emulated:
-        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-        stand_in: Any = importlib.import_module("emulated")
-        stand_in.register()
-        status = _gpu.GPUStatus(stand_in.Module)
-        _gpu.gpu_status = lambda: status  # type: ignore[assignment]
-        return stand_in.Module
+        return emulated_module()
     cupy = _gpu.require_gpu("devtools.every_op")
     cupy.cuda.set_allocator(None)
     return cupy

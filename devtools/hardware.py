@@ -3,10 +3,12 @@
     python -m devtools.hardware run --out hardware --commit SHA   on a machine with a GPU: test, check, measure, write
     python -m devtools.hardware status                            which source is current, stale, or was never run
     python -m devtools.hardware readme                            put the record's figures into README.md
+    python -m devtools.hardware package                           put what it says of LSTM and GRU into kernels/
 
 A run needs Python with CuPy, what fastgrad itself depends on, pytest and, for the comparisons, torch; no network, and
-under 9 minutes: at most 90 s for compiling, 270 for the tests with the sanitizers beside them, and what is left, 150 or
-more, for the benchmarks. `run --rehearse` goes the same way without a GPU, by a few cases; `run --rehearse --whole` by
+under 9 minutes: at most 90 s for compiling, 270 for the tests with the sanitizers beside them, 40 for the two ways of
+LSTM and GRU (15 by calculation, see fastgrad/profiling/recurrent_ways.py), and what is left, 110 or more, for the
+benchmarks. `run --rehearse` goes the same way without a GPU, by a few cases; `run --rehearse --whole` by
 all test files, which are collected, all operations and all rows of the benchmarks. It
 writes hardware/<device>.json, anew after each part, and logs.txt beside it. A test file is a process of its own: what a
 test leaves behind that crashes, hangs or breaks the GPU's context is no other test's trouble.
@@ -22,7 +24,6 @@ import concurrent.futures
 import contextlib
 import datetime
 import functools
-import hashlib
 import importlib.util
 import json
 import math
@@ -68,22 +69,11 @@ SANITIZERS = ("memcheck", "racecheck")
 # --- the sources
 
 
-def stripped(text: str) -> str:
-    """Return a source without comments, line numbers and white space: what they change was not measured."""
-    text = re.sub(r"//[^\n]*|/\*.*?\*/|^#line[^\n]*", " ", text, flags=re.DOTALL | re.MULTILINE)
-    return " ".join(text.split())
-
-
 def source_keys() -> dict[str, str]:
     """Return for each kernels/<stem>.cu a hash of its text with its headers and of the compiler's options."""
     from fastgrad.kernels import cuda
 
-    return {
-        path.stem: hashlib.sha256(
-            "\0".join([stripped(cuda.source_text(path.stem)), *cuda.OPTIONS]).encode()
-        ).hexdigest()[:16]
-        for path in sorted((ROOT / "kernels").glob("*.cu"))
-    }
+    return {path.stem: cuda.source_key(path.stem) for path in sorted((ROOT / "kernels").glob("*.cu"))}
 
 
 # --- reading a record
@@ -188,6 +178,34 @@ def write_readme() -> bool:
     new = f"{before}{BEGIN}\n{readme_text(found[-1] if found else None)}\n{END}{after}"
     README.write_text(new)
     return new != text
+
+
+# --- the part of a record that the package carries
+
+
+def packaged() -> dict[Path, str]:
+    """Return the files of kernels/ that say which way an LSTM or GRU goes, of the newest record of each device."""
+    from fastgrad.kernels import recurrent_choice
+
+    found = {}
+    for record in records():
+        measured = record.get("recurrent")
+        if measured:
+            path = ROOT / "kernels" / recurrent_choice.packaged_path(measured["device"]["name"]).name
+            # What was decided, not each size: those are in the record.
+            found[path] = json.dumps({k: v for k, v in measured.items() if k != "points"}, indent=1) + "\n"
+    return found
+
+
+def write_packaged() -> bool:
+    """Write these files, delete what no record speaks of, and say whether that changed any."""
+    wanted = packaged()
+    there = {path: path.read_text() for path in (ROOT / "kernels").glob("recurrent_*.json")}
+    for path in there.keys() - wanted.keys():
+        path.unlink()
+    for path, text in wanted.items():
+        path.write_text(text)
+    return there != wanted
 
 
 # --- running
@@ -376,6 +394,18 @@ class Run:
         text = (self.logs / f"{tool}.log").read_text(errors="replace").strip().splitlines()
         return "clean" if code == 0 else f"exit {code}: {text[-1] if text else ''}"
 
+    def recurrent(self, seconds: float) -> dict[str, Any]:
+        """Return what `fastgrad tune` would keep: which way an LSTM or GRU goes faster at which size."""
+        path = self.logs / "recurrent.json"
+        path.unlink(missing_ok=True)
+        seconds = self.left(seconds)
+        extra = ["--rehearse"] if self.rehearse else []
+        command = [sys.executable, "-m", "devtools.recurrent_ways", str(path), "--seconds", str(seconds / 2), *extra]
+        code = self.command("recurrent", *command, seconds=seconds)
+        if code:
+            raise RuntimeError(f"the two ways of LSTM and GRU can't be measured: exit {code}")
+        return json.loads(path.read_text())
+
     def benchmarks(self, seconds: float) -> dict[str, Any]:
         """Return the ceilings and rows of bench/gpu.py, as far as it came."""
         path = self.logs / "rows.json"
@@ -460,6 +490,7 @@ def run(out: Path, commit: str, dirty: bool, minutes: float, rehearse: bool, who
         "tests": {"passed": 0, "failed": 0, "skipped": 0},
         "sanitizer": {},
         "kernels": {},
+        "recurrent": {},
         "ceilings": {},
         "rows": [],
         "left_out": [],
@@ -506,6 +537,7 @@ def run(out: Path, commit: str, dirty: bool, minutes: float, rehearse: bool, who
     part("device", device)
     part("compile", lambda: record.update(compiled=this.compile_all()))
     checks()
+    part("recurrent", lambda: record.update(recurrent=this.recurrent(40)))
     part("benchmarks", lambda: record.update(this.benchmarks(240)))
     return path()
 
@@ -521,6 +553,7 @@ def main() -> None:
     running.add_argument("--whole", action="store_true", help="with --rehearse: all that needs no GPU")
     commands.add_parser("status", help="say which source the newest record still speaks of")
     commands.add_parser("readme", help="put the newest record's figures into README.md")
+    commands.add_parser("package", help="put what the records say of LSTM and GRU into kernels/")
     arguments = parser.parse_args()
     if arguments.command == "run":
         commit, dirty = arguments.commit, False
@@ -540,6 +573,8 @@ def main() -> None:
     elif arguments.command == "status":
         found = records()
         print(summary(found[-1] if found else None, source_keys()))
+    elif arguments.command == "package":
+        print("kernels/ changed" if write_packaged() else "kernels/ is up to date")
     else:
         print("README.md changed" if write_readme() else "README.md is up to date")
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fastgrad.monitor import GradientMonitor
     from fastgrad.optim import SGD, Adam, AdamW, RMSprop
     from fastgrad.profiling.model import profile_model
+    from fastgrad.profiling.recurrent_ways import tune_recurrent
     from fastgrad.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -109,6 +110,7 @@ __all__ = [
     "swiglu",
     "swiglu_backward",
     "testing",
+    "tune_recurrent",
     "warmup",
 ]
 
@@ -124,6 +126,7 @@ _LAZY_NAMES = {
     "doctor": "_doctor",
     "profile_model": "profiling.model",
     "set_num_threads": "threads",
+    "tune_recurrent": "profiling.recurrent_ways",
     "warmup": "_warmup",
 }
 

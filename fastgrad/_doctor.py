@@ -86,8 +86,9 @@ def doctor(measure: bool = False) -> DoctorReport:
     """Say what this machine can do for the kernels, and what keeps them from doing more.
 
     Looks at the processor and its vectors, cores, threads and the threading layer, NumPy's BLAS, the compile cache and
-    whether a kernel compiles and is right, huge pages, memory, versions, the GPU and its compiler. Nothing is changed,
-    and nothing missing is an error: what can't be found out is said.
+    whether a kernel compiles and is right, huge pages, memory, versions, the GPU and its compiler, and where the choice
+    between the two ways of an LSTM or GRU on it comes from. Nothing is changed, and nothing missing is an error: what
+    can't be found out is said.
 
     Args:
         measure: also spend about a second on what is reached: copying with stores past the caches, and matrix products
@@ -111,6 +112,7 @@ def doctor(measure: bool = False) -> DoctorReport:
         ("backend", backend),
         ("gpu", gpu),
         ("nvrtc", nvrtc),
+        ("recurrent", recurrent),
     ]
     if measure:
         sections += [
@@ -353,6 +355,27 @@ def nvrtc() -> Finding:
 def _compiler(cupy: Any) -> str:
     version = _gpu.nvrtc_version(cupy)
     return "no NVRTC" if version is None else f"NVRTC {version[0]}.{version[1]}"
+
+
+def recurrent() -> Finding:
+    """Where the choice between the two ways through the steps of an LSTM or GRU comes from."""
+    cupy = _gpu.gpu_status().cupy
+    if cupy is None:
+        return Finding("recurrent", "not asked: the choice between two ways through the steps is a GPU's")
+    from fastgrad.kernels import cuda, recurrent_choice, recurrent_gpu
+
+    method = recurrent_gpu.method()
+    if method != "auto":
+        return Finding("recurrent", f"{method}, as FASTGRAD_RECURRENT or set_method says")
+    found = recurrent_choice.choice(cuda.device_of(cupy.empty(1, np.float32)))
+    date, driver = (found.measurement.get(key, "unknown") for key in ("date", "driver"))
+    value = {
+        "measured": f"by size, measured here on {date} with driver {driver}: {found.path}",
+        "packaged": f"by size, measured elsewhere on such a GPU, on {date} with driver {driver}",
+        "estimated": "by size, from an estimate",
+    }[found.origin]
+    advice = "" if found.origin == "measured" else "fastgrad tune measures it on this GPU"
+    return Finding("recurrent", value, ": ".join([*found.passed_over, advice]) if advice else "")
 
 
 # --- measurements

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # What each function runs: kernel modules, `<stem>_cpu`. Those that take longest to compile come first.
 STEMS: dict[str, tuple[str, ...]] = {
-    "gru": ("gru", "gru_cell", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
-    "lstm": ("lstm", "lstm_cell", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
+    "gru": ("gru", "gru_cell", "gru_units", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
+    "lstm": ("lstm", "lstm_cell", "lstm_units", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
     "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "rows", "between_steps", "dropout"),
     "attention": ("attention",),
     "linear": ("linear", "matmul", "rows"),

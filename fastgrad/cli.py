@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from fastgrad import _cli_lab, _cli_machine, _cli_train
+from fastgrad import _cli_lab, _cli_machine, _cli_train, _cli_tune
 
 __all__ = ["app", "main"]
 
@@ -45,7 +45,7 @@ def _root(
     """Fast training kernels for NumPy and CuPy arrays, and a character language model trained on them."""
 
 
-for _commands in (_cli_train, _cli_lab, _cli_machine):  # the order in the help
+for _commands in (_cli_train, _cli_lab, _cli_machine, _cli_tune):  # the order in the help
     _commands.add_commands(app)
 
 

@@ -161,6 +161,22 @@ def folder_beside(name: str) -> Path | None:
     return None
 
 
+def read_beside(name: str, file: str) -> tuple[Path, bytes] | None:
+    """Return the path and the contents of a file in such a folder, None where there is none.
+
+    Raises:
+        OSError: it can't be read, or others could have written it.
+    """
+    for root in _roots():
+        path = root / name / file
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as opened:
+            distrust = _distrust(os.fstat(opened.fileno()))
+            if distrust:
+                raise PermissionError(f"{path} {distrust}")
+            return path, opened.read()
+    return None
+
+
 def _prune(root: Path, current: Path) -> None:
     """Delete all but the newest generations."""
     try:

@@ -24,6 +24,7 @@ relaxed, lets it.)
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import re
 import threading
@@ -69,6 +70,7 @@ class Device(Protocol):
     """Where kernels run."""
 
     xp: Any  # the module of its arrays: empty, zeros, array
+    name: str  # as its maker calls it
     multiprocessors: int
     shared_memory: int  # bytes that a block may ask for
     block_limit: int  # threads a block at most; tests make it small
@@ -154,6 +156,7 @@ class _CuPyDevice(StreamTools):
         self.xp = cupy
         self.ordinal = ordinal
         properties = cupy.cuda.runtime.getDeviceProperties(ordinal)
+        self.name: str = properties["name"].decode()
         self.multiprocessors: int = properties["multiProcessorCount"]
         self.shared_memory: int = properties["sharedMemPerBlockOptin"]
         self.cache: int = properties["l2CacheSize"]
@@ -245,6 +248,17 @@ def source_text(source: str, defines: Sequence[tuple[str, str]] = ()) -> str:
         return "".join([*parts, text[end:]])
 
     return "".join(f"#define {name} {value}\n" for name, value in defines) + placed(f"{source}.cu")
+
+
+def stripped(text: str) -> str:
+    """Return a source without comments, line numbers and white space, which change nothing of what it does."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/|^#line[^\n]*", " ", text, flags=re.DOTALL | re.MULTILINE)
+    return " ".join(text.split())
+
+
+def source_key(source: str) -> str:
+    """Return a hash of what kernels/<source>.cu says with its headers, and of the compiler's options."""
+    return hashlib.sha256("\0".join([stripped(source_text(source)), *OPTIONS]).encode()).hexdigest()[:16]
 
 
 @functools.cache

@@ -8,9 +8,10 @@
 Dimensions: T time, B batch, I input, H hidden. A step at t >= length leaves the state as it is, gives y = 0 and does
 not read x.
 
-Split over threads as in lstm_cpu.py, and a single step with reset_after as there, see gru_cell_cpu.py; so is what may
-come between the steps. Flops: 6 T B H (I + H) forward, twice that backward. Saved for backward: gates, y and `inner`,
-which is W_hn h + b_hn with reset_after and r h without: 5 H numbers a step and sequence.
+Split over threads as in lstm_cpu.py, as is what may come between the steps. A single step and few sequences go another
+way with reset_after, as there: see gru_cell_cpu.py and gru_units_cpu.py. Flops: 6 T B H (I + H) forward, twice that
+backward. Saved for backward: gates, y and `inner`, which is W_hn h + b_hn with reset_after and r h without: 5 H numbers
+a step and sequence.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from fastgrad._memory import empty
 
-from . import gru_cell_cpu, runtime, vecmath
+from . import gru_cell_cpu, gru_units_cpu, runtime, vecmath
 from .between_steps_cpu import (
     BOUND,
     MASK,
@@ -40,11 +41,13 @@ from .between_steps_cpu import (
 from .gru_cell_cpu import Step, candidate_gradients, gate_gradients, gate_values
 from .linear_cpu import column_sums
 from .matmul_cpu import pack, panel_columns, product, rows_by_panels, zeros
+from .meeting import flags
 from .recurrent_cpu import (
     GATE_BYTES,
     Array,
     copy_row,
     input_products,
+    parts_of_units,
     tasks_for,
     weight_gradients,
     zero_row,
@@ -350,14 +353,21 @@ def forward(
     h[steps if reverse else 0] = h0
     states = h[:-1] if reverse else h[1:]
     y = states if lengths is None else empty(states.shape, dtype)
-    packed_rz, packed_n = (pack(queue, part.T) for part in (weight_hh[: 2 * hidden], weight_hh[2 * hidden :]))
-    tasks = tasks_for(batch)
-    table = None if noise is None else Table(noise, h, tasks)
-    pointers = (
-        steps, batch, hidden, gates, inner, h, packed_rz, packed_n, inner_bias, lengths, y, reverse, tasks,
-        0 if table is None else table.address,
-    )  # fmt: skip
-    if hidden:
+    parts = parts_of_units(batch, 3, hidden, dtype) if noise is None and reset_after else 0
+    if parts:
+        packed_gates = [pack(queue, weight_hh[gate * hidden : (gate + 1) * hidden].T) for gate in range(3)]
+        pointers: runtime.Pointers = (
+            steps, batch, hidden, gates, inner, h, *packed_gates, inner_bias, lengths, y, reverse, parts, flags(parts),
+        )  # fmt: skip
+        queue.launches.append((gru_units_cpu.forward(dtype), parts, pointers, runtime.TOGETHER))
+    elif hidden:
+        packed_rz, packed_n = (pack(queue, part.T) for part in (weight_hh[: 2 * hidden], weight_hh[2 * hidden :]))
+        tasks = tasks_for(batch)
+        table = None if noise is None else Table(noise, h, tasks)
+        pointers = (
+            steps, batch, hidden, gates, inner, h, packed_rz, packed_n, inner_bias, lengths, y, reverse, tasks,
+            0 if table is None else table.address,
+        )  # fmt: skip
         queue.launches.append((_forward(dtype, reset_after, table is not None), tasks, pointers, True))
     queue.run()
     saved = Saved(
@@ -385,14 +395,19 @@ def backward(
     nothing = zeros(hidden, dtype)
     queue = runtime.Queue()
     packed_rz, packed_n = pack(queue, weight_hh[: 2 * hidden]), pack(queue, weight_hh[2 * hidden :])
-    tasks = tasks_for(batch)
-    plain = noise is None and state_grad_clip is None
-    table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-    pointers = (
+    common = (
         steps, batch, hidden, saved.gates, saved.inner, saved.h, dy, dh, dgates, dinner, packed_rz, packed_n,
-        saved.lengths, nothing, saved.reverse, tasks, 0 if table is None else table.address,
+        saved.lengths, nothing, saved.reverse,
     )  # fmt: skip
-    if hidden:
+    plain = noise is None and state_grad_clip is None
+    parts = parts_of_units(batch, 3, hidden, dtype) if plain and saved.reset_after else 0
+    if parts:
+        kernel = gru_units_cpu.backward(dtype)
+        queue.launches.append((kernel, parts, (*common, parts, flags(parts)), runtime.TOGETHER))
+    elif hidden:
+        tasks = tasks_for(batch)
+        table = None if plain else Table(noise, dh, tasks, state_grad_clip)
+        pointers = *common, tasks, 0 if table is None else table.address
         queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True))
     flat = dgates.reshape(steps * batch, 3 * hidden)
     dx = empty(x.shape, dtype)

@@ -9,8 +9,9 @@ not read x.
 The input products of all steps are one matrix product, and so is each weight gradient. The recurrent part is split by
 sequences of the batch, not by columns: a thread takes its sequences through all steps, so that threads never wait for
 each other, and W_hh is packed once for all steps. What is computed for a sequence is the same on whichever thread.
-A single step of whole length goes by hidden units instead, see lstm_cell_cpu.py. What may come between the steps
-(between_steps_ref.py) makes another variant of the kernels; without it they are the plain ones.
+A single step of whole length goes by hidden units instead, see lstm_cell_cpu.py, and so do few sequences with a large
+W_hh, see lstm_units_cpu.py. What may come between the steps (between_steps_ref.py) makes another variant of the
+kernels; without it they are the plain ones.
 
 Flops: 8 T B H (I + H) forward, twice that backward. Saved for backward: gates, c and y, 6 H numbers for each step of
 each sequence.
@@ -25,7 +26,7 @@ import numpy as np
 
 from fastgrad._memory import empty
 
-from . import lstm_cell_cpu, runtime
+from . import lstm_cell_cpu, lstm_units_cpu, runtime
 from .between_steps_cpu import (
     BOUND,
     MASK,
@@ -43,11 +44,13 @@ from .between_steps_cpu import (
 from .linear_cpu import column_sums
 from .lstm_cell_cpu import Step, gate_gradients, gate_values
 from .matmul_cpu import pack, panel_columns, product, rows_by_panels, zeros
+from .meeting import flags
 from .recurrent_cpu import (
     GATE_BYTES,
     Array,
     copy_row,
     input_products,
+    parts_of_units,
     tasks_for,
     weight_gradients,
     zero_row,
@@ -248,13 +251,21 @@ def forward(
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
     y = states if lengths is None else empty(states.shape, dtype)
-    packed = pack(queue, weight_hh.T)
-    tasks = tasks_for(batch)
-    table = None if noise is None else Table(noise, h, tasks)
-    pointers = (
-        steps, batch, hidden, gates, h, c, packed, lengths, y, reverse, tasks, 0 if table is None else table.address,
-    )  # fmt: skip
-    if hidden:
+    parts = 0 if noise is not None else parts_of_units(batch, 4, hidden, dtype)
+    if parts:
+        packed_gates = [pack(queue, weight_hh[gate * hidden : (gate + 1) * hidden].T) for gate in range(4)]
+        pointers: runtime.Pointers = (
+            steps, batch, hidden, gates, h, c, *packed_gates, lengths, y, reverse, parts, flags(parts),
+        )  # fmt: skip
+        queue.launches.append((lstm_units_cpu.forward(dtype), parts, pointers, runtime.TOGETHER))
+    elif hidden:
+        packed = pack(queue, weight_hh.T)
+        tasks = tasks_for(batch)
+        table = None if noise is None else Table(noise, h, tasks)
+        pointers = (
+            steps, batch, hidden, gates, h, c, packed, lengths, y, reverse, tasks,
+            0 if table is None else table.address,
+        )  # fmt: skip
         queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True))
     queue.run()
     final = 0 if reverse else steps
@@ -283,14 +294,16 @@ def backward(
     nothing = zeros(hidden, dtype)
     queue = runtime.Queue()
     packed = pack(queue, saved.weight_hh)
-    tasks = tasks_for(batch)
+    common = steps, batch, hidden, gates, saved.c, dy, dh, dc, dgates, packed, saved.lengths, nothing, saved.reverse
     plain = noise is None and state_grad_clip is None
-    table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-    pointers = (
-        steps, batch, hidden, gates, saved.c, dy, dh, dc, dgates, packed, saved.lengths, nothing, saved.reverse, tasks,
-        0 if table is None else table.address,
-    )  # fmt: skip
-    if hidden:
+    parts = parts_of_units(batch, 4, hidden, dtype) if plain else 0
+    if parts:
+        kernel = lstm_units_cpu.backward(dtype)
+        queue.launches.append((kernel, parts, (*common, parts, flags(parts)), runtime.TOGETHER))
+    elif hidden:
+        tasks = tasks_for(batch)
+        table = None if plain else Table(noise, dh, tasks, state_grad_clip)
+        pointers = *common, tasks, 0 if table is None else table.address
         queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True))
     flat = dgates.reshape(steps * batch, 4 * hidden)
     dx = empty(x.shape, dtype)

@@ -13,7 +13,8 @@ of the state's gradient. The rest goes stepwise, and why:
     other H             rows of W_hh that do not begin on 16 bytes: a copy of the weights with padding in each call
     larger H            more than 128 numbers of W_hh a thread, or more blocks than multiprocessors
 
-input_dropout, and all of recurrent_dropout in evaluation, leave the steps alone: they go either way.
+input_dropout, and all of recurrent_dropout in evaluation, leave the steps alone: they go either way. What can go either
+way goes by its size, as recurrent_choice.py says.
 
 Either may be captured into a graph, after a call of the same sizes on the same stream, which compiles the kernels and
 starts cuBLAS; lengths must lie on the device then. What a captured call has allocated is never freed.
@@ -48,7 +49,9 @@ backward 128 FMAs against 8 broadcast loads of 16 bytes from shared memory (8 cl
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +60,7 @@ from . import cuda
 from .between_steps_ref import Noise
 from .linear_gpu import sum_rows
 from .matmul_gpu import matmul
+from .recurrent_choice import choice
 
 Array = Any
 
@@ -144,19 +148,14 @@ COUNTER_STRIDE = 32  # as in persistent.cuh
 DEPTHS = 4  # vectors of h for each thread at most: 8 rows of 16 numbers are 128 registers
 PASS = 32  # sequences multiplied before their gates are computed
 
-# FMAs of a block in a step up to which "auto" takes the persistent kernel: 4 us of an H200, at H = 1024 a batch of 32.
-# Not yet measured on hardware: an estimate of where cuBLAS's larger tiles catch up. Stepwise a step is two launches at
-# least, 4 us in a graph and some 10 without: below the limit the persistent kernel has no more than that to do, and
-# above it a product of this size takes cuBLAS as long, on multiprocessors that it fills better.
-AUTO_LIMIT = 1 << 20
-
 _method: str = "auto"
 
 
 def set_method(name: str) -> None:
     """Choose the way through the steps for the process: "auto", "stepwise", or "persistent" wherever it can be.
 
-    The environment variable FASTGRAD_RECURRENT sets the choice at the start.
+    "auto" goes by size, see recurrent_choice.py. The environment variable FASTGRAD_RECURRENT sets the method at the
+    start.
 
     Raises:
         ValueError: the name is not known.
@@ -170,6 +169,17 @@ def set_method(name: str) -> None:
 def method() -> str:
     """Return what `set_method` set."""
     return _method
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Choose the way inside a `with` block, in all threads of the process."""
+    before = _method
+    set_method(name)
+    try:
+        yield
+    finally:
+        set_method(before)
 
 
 set_method(os.environ.get("FASTGRAD_RECURRENT", "auto"))
@@ -224,14 +234,24 @@ def persistent_plan(
         return None
     if any(a is not None and a.data.ptr % 16 for a in arrays):
         return None
-    # The fewest numbers for a block to multiply; of equals the fewest blocks to wait for each other.
-    plans = filter(None, (_plan(device, gates, units, batch, hidden) for units in (8, 6, 4)))
-    best = min(plans, key=lambda plan: plan.most * plan.units, default=None)
+    best = best_plan(device, gates, batch, hidden)
     if best is None or steps * best.members >= 1 << 32:
         return None
-    if _method == "auto" and best.most * gates * best.units * hidden > AUTO_LIMIT:
+    if _method == "auto" and work(best, gates, hidden) > choice(device).limit(gates, hidden):
         return None
     return best
+
+
+def best_plan(device: cuda.Device, gates: int, batch: int, hidden: int) -> Plan | None:
+    """Return how the persistent kernels would go about these sizes, None where they do not fit the device."""
+    # The fewest numbers for a block to multiply; of equals the fewest blocks to wait for each other.
+    plans = filter(None, (_plan(device, gates, units, batch, hidden) for units in (8, 6, 4)))
+    return min(plans, key=lambda plan: plan.most * plan.units, default=None)
+
+
+def work(plan: Plan, gates: int, hidden: int) -> int:
+    """Return the fused multiply-adds of a block of the largest group in a step."""
+    return plan.most * gates * plan.units * hidden
 
 
 def _plan(device: cuda.Device, gates: int, units: int, batch: int, hidden: int) -> Plan | None:

@@ -45,11 +45,11 @@ from .threads import (
 )
 
 __all__ = [
-    "Build", "CacheState", "Factory", "Inner", "Kernel", "Launch", "Pointers", "Queue", "address", "addresses",
-    "as_double", "builds", "cache_folder", "cache_state", "call_with", "compiled", "factories", "flushing",
-    "folder_beside", "inner", "kernel", "max_threads", "num_threads", "peek", "peek_double", "poke", "poke_double",
-    "pool_lost", "prepare", "run", "run_block", "run_in_turn", "set_num_threads", "source_hash", "target",
-    "threading_layer",
+    "TOGETHER", "Build", "CacheState", "Factory", "Inner", "Kernel", "Launch", "Pointers", "Queue", "address",
+    "addresses", "as_double", "builds", "cache_folder", "cache_state", "call_with", "compiled", "factories", "flushing",
+    "folder_beside", "inner", "kernel", "max_threads", "member_of", "members_of", "num_threads", "peek", "peek_double",
+    "poke", "poke_double", "pool_lost", "prepare", "run", "run_block", "run_in_turn", "set_num_threads", "source_hash",
+    "target", "team_size", "threading_layer",
 ]  # fmt: skip
 
 KERNEL_ARGUMENTS = "int64, CPointer(int64)"
@@ -249,6 +249,33 @@ def run_block(address, block, pointers, flush):
         write_control(before)
 
 
+TOGETHER = 2  # a launch's `parallel`: see `run`
+_MEMBERS = 32  # bits of `block` from which on it holds the number of threads
+
+
+@inner
+def member_of(block):
+    """Return the place of this thread among those that run a kernel together."""
+    return block & ((1 << _MEMBERS) - 1)
+
+
+@inner
+def members_of(block):
+    """Return how many threads run a kernel together."""
+    return block >> _MEMBERS
+
+
+@inner
+def _run_alone(launch, flush):
+    # launch: the kernel's address, how many blocks, the address of its table, how it is spread
+    first, last = 0, peek(launch, 1)
+    if peek(launch, 3) == TOGETHER:
+        first = 1 << _MEMBERS
+        last = first + 1
+    for block in range(first, last):
+        run_block(peek(launch, 0), block, peek(launch, 2), flush)
+
+
 def _run_in_turn(launches, kinds, flush, table):
     # launches: a tuple of (kernel, blocks, pointers, ...); or, without kinds, how many there are in a finished table
     # table: where to lay the tables and run nothing, or 0
@@ -264,10 +291,7 @@ def _run_in_turn(launches, kinds, flush, table):
         count = peek(launches + LENGTH, 0)
     thread = release_lock()
     for k in range(count):
-        launch = peek(table, k)
-        kernel, pointers = peek(launch, 0), peek(launch, 2)
-        for block in range(peek(launch, 1)):
-            run_block(kernel, block, pointers, flush)
+        _run_alone(peek(table, k), flush)
     take_lock(thread)
     return True
 
@@ -296,10 +320,12 @@ def _run_in_team(team):
         if k > 0 and (spread or spread_before):
             _meet(peek(team, 1))
         spread_before = spread
-        if spread:
+        if peek(launch, 3) == TOGETHER:
+            run_block(peek(launch, 0), thread | threads << _MEMBERS, peek(launch, 2), flush)
+        elif spread:
             _run_share(launch, thread, threads, flush)
         elif thread == 0:
-            _run_share(launch, 0, 1, flush)
+            _run_alone(launch, flush)
 
 
 def _run_by_team(launches, kinds, flush, team, threads):
@@ -353,10 +379,10 @@ def _run_on_threads(threads: int, launches: Sequence[Launch]) -> None:
             _by_team()(address(table), 0, flushing(), team, threads)
         return
     for launch in launches:
-        if launch[3]:
+        if launch[3] and launch[3] != TOGETHER:
             _run_on_layer(runs, threads, *launch[:3])
         else:
-            run_in_turn(launch)
+            _run_here((launch,))
 
 
 _turn = threading.Lock()
@@ -396,16 +422,18 @@ def flushing() -> bool:
 
 
 Pointers = tuple[Any, ...] | np.ndarray
-Launch = tuple[Kernel, int, Pointers, bool]  # the arguments of `run`
+Launch = tuple[Kernel, int, Pointers, bool | int]  # the arguments of `run`
 
 
-def run(kernel: Kernel, blocks: int, pointers: Pointers, parallel: bool = True) -> None:
+def run(kernel: Kernel, blocks: int, pointers: Pointers, parallel: bool | int = True) -> None:
     """Run `kernel` for every block in range(blocks).
 
     pointers : what each call is given: a table int64 (n,); or a tuple, of which an array becomes the address of its
         first element, an int itself, a float its bits, None 0, and a tuple the address of a table of its own. What
         addresses in it point to must stay alive until the return.
-    parallel : spread the blocks over the threads; otherwise run them here, one after the other
+    parallel : spread the blocks over the threads; otherwise run them here, one after the other. With TOGETHER each
+        thread calls the kernel once, all at the same time, and `block` says which thread it is, and of how many
+        (`member_of`, `members_of`): as many as there are, or one; `blocks` are to be 2 or more.
     """
     run_in_turn((kernel, blocks, pointers, parallel))
 
@@ -422,11 +450,20 @@ def run_in_turn(*launches: Launch) -> None:
         else:
             threads = 1
     if threads == 1:
-        if not (_READABLE and _in_turn()(id(launches), _KINDS_AT, flushing(), 0)):
-            tables = _tables_of(launches)
-            _in_turn()(len(launches), 0, flushing(), address(tables[0]))
-        return
-    _run_on_threads(threads, launches)
+        _run_here(launches)
+    else:
+        _run_on_threads(threads, launches)
+
+
+def _run_here(launches: Sequence[Launch]) -> None:
+    if not (_READABLE and _in_turn()(id(launches), _KINDS_AT, flushing(), 0)):
+        tables = _tables_of(launches)
+        _in_turn()(len(launches), 0, flushing(), address(tables[0]))
+
+
+def team_size() -> int:
+    """Return how many threads can run a kernel together and wait for each other."""
+    return num_threads() if num_threads() > 1 and isinstance(layer(), OpenMP) else 1
 
 
 def call_with(function: Callable[[int, int, int], Any], task: tuple[Any, ...], otherwise: Any) -> Any:

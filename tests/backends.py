@@ -302,5 +302,5 @@ OF_LAYERS = [(fastgrad.linear, name) for name in ("linear", "linear_backward", "
 
 NOT_ON_ARRAYS = {
     "backend", "doctor", "get_backend", "get_subnormals", "profile_model", "set_backend", "set_num_threads",
-    "set_subnormals", "subnormals", "warmup",
+    "set_subnormals", "subnormals", "tune_recurrent", "warmup",
 }  # fmt: skip

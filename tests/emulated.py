@@ -476,6 +476,7 @@ class EmulatedDevice(cuda.StreamTools):
     """The checker as a device: few and small blocks, so that small arrays already need several."""
 
     xp = Module
+    name = "emulated GPU"
     multiprocessors = 3
     shared_memory = 227 << 10
     block_limit = 64

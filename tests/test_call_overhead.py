@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent.parent / "bench" / "call_overhead.py"
 # Settings, tools, and what is not called on arrays of 64 elements.
 OTHERS = {
     "backend", "doctor", "get_backend", "get_subnormals", "profile_model", "reorder_gates", "set_backend",
-    "set_num_threads", "set_subnormals", "subnormals", "warmup",
+    "set_num_threads", "set_subnormals", "subnormals", "tune_recurrent", "warmup",
 }  # fmt: skip
 
 

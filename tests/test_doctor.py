@@ -18,7 +18,7 @@ from fastgrad import _doctor, _gpu, _machine
 
 TOPICS = [
     "versions", "processor", "vectors", "cores", "threads", "threading layer", "blas", "compile cache", "kernels",
-    "huge pages", "memory", "backend", "gpu", "nvrtc",
+    "huge pages", "memory", "backend", "gpu", "nvrtc", "recurrent",
 ]  # fmt: skip
 
 

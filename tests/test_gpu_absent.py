@@ -124,6 +124,15 @@ def test_the_trainer_says_it_in_one_line(machine, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_tuning_says_it_in_one_line(machine):
+    python, fastgrad, reason, advice = machine
+    done = fastgrad("tune")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    one_sentence(done.stderr.removeprefix("fastgrad: "), "tune", reason, advice)
+    done = python("import fastgrad\ntry: fastgrad.tune_recurrent()\nexcept RuntimeError as error: print(error)")
+    one_sentence(done.stdout, "tune_recurrent", reason, advice)
+
+
 def test_doctor_says_it(machine):
     python, _, reason, advice = machine
     code = "f = fastgrad.doctor()['gpu']; print(f.value, f.advice, f.broken, sep='\\n')"

@@ -85,9 +85,11 @@ def test_missing_parts_are_refused(tmp_path):
 
 
 def test_comments_and_white_space_leave_a_source_current():
+    from fastgrad.kernels import cuda
+
     text = '// why\nint  f(int x) { /* a\n b */ return x; }\n#line 3 "common.cuh"\n'
-    assert hardware.stripped(text) == "int f(int x) { return x; }"
-    assert hardware.stripped(text.replace("return x", "return -x")) != hardware.stripped(text)
+    assert cuda.stripped(text) == "int f(int x) { return x; }"
+    assert cuda.stripped(text.replace("return x", "return -x")) != cuda.stripped(text)
 
 
 def test_table():
@@ -110,6 +112,57 @@ def test_a_run_is_rehearsed_from_the_command_line(tmp_path):
     written = hardware.read(tmp_path / "rehearsal.json")
     assert written["tests"]["passed"] >= 8 and written["kernels"]["activation"]["cases"] >= 8
     assert written["rows"][0]["milliseconds"]["fastgrad"] > 0
+    assert {point["cell"] for point in written["recurrent"]["points"]} == {"lstm", "gru"}
+    assert [size for size, _ in written["recurrent"]["limits"]["lstm"]] == [8]
+
+
+def test_what_the_package_carries_is_what_the_records_say():
+    there = {path: path.read_text() for path in (hardware.ROOT / "kernels").glob("recurrent_*.json")}
+    assert there == hardware.packaged(), (
+        "kernels/ disagrees with the records; run `python -m devtools.hardware package`"
+    )
+
+
+def test_the_newest_record_of_each_device_is_packaged(tmp_path, monkeypatch):
+    from fastgrad.kernels import recurrent_choice
+
+    def measured(name, limit):
+        device = {"name": name, "multiprocessors": 132}
+        return {
+            "schema": recurrent_choice.SCHEMA,
+            "device": device,
+            "date": "2026-11-21",
+            "driver": "1.2",
+            "sources": recurrent_choice.sources_key(),
+            "limits": {"lstm": [[64, limit]], "gru": []},
+            "points": [{"cell": "lstm"}],
+        }
+
+    for folder in ("hardware", "kernels"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(hardware, "ROOT", tmp_path)
+    monkeypatch.setattr(hardware, "FOLDER", tmp_path / "hardware")
+    (tmp_path / "kernels" / "recurrent_gone.json").write_text("{}")
+    records = {
+        "old": record(recurrent=measured("GPU 1", 1.0), date="2026-01-01"),
+        "new": record(recurrent=measured("GPU 1", 2.0), date="2026-02-01"),
+        "other": record(recurrent=measured("GPU 2", 3.0)),
+        "unmeasured": record(recurrent={}),
+        "before": record(),
+    }
+    for name, one in records.items():
+        (tmp_path / "hardware" / f"{name}.json").write_text(json.dumps(one))
+    assert hardware.write_packaged() and not hardware.write_packaged()
+    found = sorted((tmp_path / "kernels").iterdir())
+    assert [path.name for path in found] == ["recurrent_gpu-1.json", "recurrent_gpu-2.json"]
+
+    class Device:
+        name, multiprocessors = "GPU 1", 132
+
+    monkeypatch.setattr(recurrent_choice.cuda, "FOLDER", tmp_path / "kernels")
+    path, raw = recurrent_choice._packaged(Device)
+    assert path == found[0] and "points" not in json.loads(raw)
+    assert recurrent_choice.usable(json.loads(raw), Device)[4] == ((64,), (2.0,))
 
 
 def test_a_test_that_crashes_or_hangs_costs_no_other(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_every_public_function_is_known():
     without_kernels = {"backend", "get_backend", "set_backend", "set_num_threads", "reorder_gates", "init", "layers"}
     without_kernels |= {"profile_model", "pruning", "schedules", "testing"}
     without_kernels |= {"doctor", "warmup", "Health", "get_subnormals", "set_subnormals", "subnormals"}
-    without_kernels |= {"GradientMonitor", "profile_model"}
+    without_kernels |= {"GradientMonitor", "profile_model", "tune_recurrent"}
     for name in set(fastgrad.__all__) - without_kernels:
         assert _warmup.plan((name,), np.dtype(np.float32)), name
 

@@ -27,7 +27,7 @@ def run(names: Sequence[str], sizes: Sequence[int] | None, turns: int, as_json: 
     from fastgrad.profiling.measure import measure
     from fastgrad.profiling.show import print_profile
 
-    with _Status() as status:
+    with Status() as status:
         profile = measure(chosen, sizes, turns, status.say)
     text = json.dumps(profile.as_dict(), indent=1)
     if as_json:
@@ -49,14 +49,14 @@ def run(names: Sequence[str], sizes: Sequence[int] | None, turns: int, as_json: 
     return 0 if not any(row.failed for row in profile.rows) else 1
 
 
-class _Status:
+class Status:
     """A line on stderr that says what is measured; it goes away in the end, and is not there without a terminal."""
 
     def __init__(self) -> None:
         self._width = 0
         self._shown = sys.stderr.isatty()
 
-    def __enter__(self) -> _Status:
+    def __enter__(self) -> Status:
         return self
 
     def say(self, text: str) -> None:
