@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fastgrad._cli_options import finite, positive
+from fastgrad._cli_options import Interrupted, finite, positive
 
 __all__ = ["Commands", "add_commands"]
 
@@ -69,6 +69,13 @@ class Commands(TyperGroup):
             # What the usage line of its help shows.
             return "train digits" if name else name, command, args[2:]
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
 
 
 class Init(StrEnum):

@@ -8,7 +8,11 @@ from typing import Any
 
 import typer
 
-__all__ = ["Dtype", "finite", "option", "positive"]
+__all__ = ["Dtype", "Interrupted", "finite", "option", "positive"]
+
+
+class Interrupted(Exception):
+    """Ctrl-C within a command: typer ends the process in silence for a KeyboardInterrupt."""
 
 
 class Dtype(StrEnum):

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from fastgrad import _cli_lab, _cli_machine, _cli_train, _cli_tune
+from fastgrad._cli_options import Interrupted
 
 __all__ = ["app", "main"]
 
@@ -65,8 +66,8 @@ def _run() -> int:
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped by Ctrl-C; a checkpoint that was there is still whole", 130)
+    except (KeyboardInterrupt, typer.Abort, Interrupted):
+        return _fail("stopped by Ctrl-C; files that were there before are still whole", 130)
     except BrokenPipeError:
         # The reader of our output has gone. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
