@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad._arrays import Array, empty
-from fastgrad._checks import FLOATS, finish, float_array, float_array_like, number, output
+from fastgrad._checks import finish, float_array, float_array_like, number, output
 from fastgrad._dispatch import kernels
 
 # kind -> its parameters with their defaults, in the order that the kernels take them.
@@ -37,6 +37,8 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {kind: tuple(defaults.values()) for ki
 
 def parameters_of(kind: Any, given: dict[str, Any]) -> tuple[float, ...]:
     """Return all parameters of a kind in the order of the kernels, by default where none is given."""
+    if not given and type(kind) is str and kind in _DEFAULTS:
+        return _DEFAULTS[kind]
     if not isinstance(kind, str):
         raise TypeError(f"kind: expected a string, got {type(kind).__qualname__}")
     if kind not in KINDS:
@@ -103,13 +105,8 @@ def activation(x: Array, kind: str, *, out: Array | None = None, **params: float
     Sources: ELU, Clevert et al. 2016; CELU, Barron 2017; SELU, Klambauer et al. 2017; GELU, Hendrycks and Gimpel 2016;
     SiLU, Elfwing et al. 2018; Mish, Misra 2019; hardswish, Howard et al. 2019.
     """
-    values = None if params else _DEFAULTS.get(kind) if type(kind) is str else None
-    if values is None:
-        values = parameters_of(kind, params)
-    if type(x) is np.ndarray and x.dtype in FLOATS and x.flags.carray:
-        source = x
-    else:
-        source = float_array("x", x)
+    values = parameters_of(kind, params)
+    source = float_array("x", x)
     y = empty(x.shape, x.dtype, source) if out is None else output("out", out, "x", x, aliases=(("x", x),))
     kernels("activation", source).activation(source, kind, values, y)
     return y if out is None else finish(out, y)
@@ -145,22 +142,9 @@ def activation_backward(
         ValueError: the kind is not known, a parameter is out of its range, a shape does not fit, an output is read-only
             or overlaps.
     """
-    values = None if params else _DEFAULTS.get(kind) if type(kind) is str else None
-    if values is None:
-        values = parameters_of(kind, params)
-    if (
-        type(x) is np.ndarray
-        and type(dy) is np.ndarray
-        and x.dtype in FLOATS
-        and dy.dtype == x.dtype
-        and dy.shape == x.shape
-        and x.flags.carray
-        and dy.flags.carray
-    ):
-        source, gradient = x, dy
-    else:
-        source = float_array("x", x)
-        gradient = float_array_like("dy", dy, "x", source)
+    values = parameters_of(kind, params)
+    source = float_array("x", x)
+    gradient = float_array_like("dy", dy, "x", source)
     dx = empty(x.shape, x.dtype, source) if out is None else output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))
     total = None
     if bias_grad is not None:

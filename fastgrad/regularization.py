@@ -14,13 +14,16 @@ from fastgrad.activations import parameters_of
 __all__ = ["activation_dropout", "activation_dropout_backward", "dropout", "dropout_backward"]
 
 EVERYTHING = 1 << 32  # the threshold below which each random number falls
+EVERY_COUNT = 1 << 64
 
 
 def counted(name: str, value: Any) -> int:
     """Return a seed or an offset of counted random numbers as an int, inside 64 bits."""
+    if type(value) is int and 0 <= value < EVERY_COUNT:
+        return value
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
-    if not 0 <= value < 1 << 64:
+    if not 0 <= value < EVERY_COUNT:
         raise ValueError(f"{name}: expected 0 to 2^64 - 1, got {value}")
     return int(value)
 

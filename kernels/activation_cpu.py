@@ -284,7 +284,7 @@ def rows_kernel(step: Callable[..., None], dtype: np.dtype, streaming: bool) -> 
         its place in the whole array, record what the block has of its own
     streaming : store dx past the caches
 
-    pointers: dy, x, dx, sums (blocks, N + a cache line), rows, N, numbers, records (blocks,), bytes of one
+    pointers: dy, x, dx, sums (blocks, N + a cache line + record), rows, N, numbers, bytes of a row of sums
 
     Where dx is stored past the caches, a row is taken from a column that begins a cache line to the same column of the
     next row: with parts of lines at both ends of each row, gelu took 8.4 ms in place of 7.0 (one thread, 8192 x 2048).
@@ -306,9 +306,10 @@ def rows_kernel(step: Callable[..., None], dtype: np.dtype, streaming: bool) -> 
 
     def kernel(block, pointers):
         dy, x, dx, numbers = pointers[0], pointers[1], pointers[2], pointers[6]
-        rows, columns, record = pointers[4], pointers[5], pointers[7] + block * pointers[8]
+        rows, columns = pointers[4], pointers[5]
         stride = columns * item
-        sums = pointers[3] + block * (columns + CACHE_LINE // item) * item
+        sums = pointers[3] + block * pointers[7]
+        record = sums + stride + CACHE_LINE
         row = block * ROWS
         last = min(row + ROWS, rows)
         begin = 0
@@ -370,24 +371,20 @@ def activation_backward(
 
 def run_rows(
     kernel: runtime.Kernel, dy: np.ndarray, x: np.ndarray, out: np.ndarray, bias_grad: np.ndarray,
-    numbers: tuple[float, ...], record: np.ndarray | None = None,
+    numbers: tuple[float, ...], record_bytes: int = 0,
 ) -> None:  # fmt: skip
-    """Run a `rows_kernel` on matrices of rows of bias_grad's size; each block has a copy of `record` to write to."""
+    """Run a `rows_kernel` on matrices of rows of bias_grad's size; each block has so many bytes of its own."""
     columns = bias_grad.size
     rows = x.size // columns if columns else 0
     if rows == 0:
         bias_grad[...] = 0
         return
     blocks = -(-rows // ROWS)
-    sums = empty((blocks, columns + CACHE_LINE // x.itemsize), x.dtype)
-    records = None
-    if record is not None:
-        records = np.empty((blocks, record.size), record.dtype)
-        records[...] = record  # np.tile takes 2 us more
-    pointers = dy, x, out, sums, rows, columns, numbers, records, 0 if record is None else record.nbytes
+    sums = empty((blocks, columns + (CACHE_LINE + record_bytes) // x.itemsize), x.dtype)
+    stride = sums.strides[0]
+    pointers = dy, x, out, sums, rows, columns, numbers, stride
     launch = kernel, blocks, pointers, x.size > streams.PARALLEL_SIZE
     if columns > 1:
-        stride = sums.shape[1] * x.itemsize
         runtime.run_in_turn(launch, adding_rows(sums, stride, blocks, columns, bias_grad))
     else:
         runtime.run(*launch)

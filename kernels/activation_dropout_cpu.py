@@ -17,9 +17,7 @@ from .dropout_cpu import GROUP, flat_kernel, parts_of_group, random_words, run_f
 from .simd import CACHE_LINE, Value
 from .streams import may_stream
 
-# What a block of the rows has of its own: seed, offset, threshold, room for 8 numbers in all; the words of two groups.
-SEED, OFFSET, THRESHOLD, WORDS = 0, 8, 16, 64
-RECORD_BYTES = WORDS + 2 * GROUP * 4
+RECORD_BYTES = 2 * GROUP * 4  # what a block of the rows has of its own: the words of two groups
 
 
 @runtime.kernel
@@ -47,16 +45,16 @@ def _backward_rows(kind: str, dtype: np.dtype, params: int, streaming: bool) -> 
     item = dtype.itemsize
 
     def step(m, dy, x, dx, sums, width, numbers, entry, record):
-        scale, *constants = [m.splat(m.load_double(numbers + i * 8)) for i in range(1 + params)]
-        seed, offset, threshold = (m.load_int(record + place) for place in (SEED, OFFSET, THRESHOLD))
+        seed, offset, threshold = (m.load_int(numbers + i * 8) for i in range(3))
+        scale, *constants = [m.splat(m.load_double(numbers + i * 8)) for i in range(3, 4 + params)]
         whole, bits = m.with_lanes(GROUP), m.with_lanes(GROUP, np.float32)
         first = entry // GROUP
-        begin = record + WORDS + (entry - first * GROUP) * 4
+        begin = record + (entry - first * GROUP) * 4
 
         def body(index: Value, mask: Value | None, state: list[Value]) -> list[Value]:
             following = random_words(m, first + index // GROUP + 1, seed, offset)
-            bits.store(record + WORDS, bits.from_bits(state[0]))
-            bits.store(record + WORDS + GROUP * 4, bits.from_bits(following))
+            bits.store(record, bits.from_bits(state[0]))
+            bits.store(record + GROUP * 4, bits.from_bits(following))
             words = bits.to_bits(bits.load(begin))
             for start, own, drop in parts_of_group(m, words, mask, threshold, scale):
                 at = (index + start) * item
@@ -93,8 +91,6 @@ def activation_dropout_backward(
             dy.reshape(-1), x.reshape(-1), threshold, scale, seed, offset, params, out.reshape(-1),
         )  # fmt: skip
         return
-    record = np.zeros(RECORD_BYTES // 8, np.uint64)
-    record[:3] = seed, offset, threshold
     streaming = may_stream(out, [dy, x]) and bias_grad.nbytes % CACHE_LINE == 0
     kernel = _backward_rows(kind, x.dtype, len(params), streaming)
-    run_rows(kernel, dy, x, out, bias_grad, (scale, *params), record)
+    run_rows(kernel, dy, x, out, bias_grad, (seed, offset, threshold, scale, *params), RECORD_BYTES)

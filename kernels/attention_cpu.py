@@ -38,16 +38,16 @@ SMALL = 2**17  # multiplications of a call below which handing work to threads c
 
 # --- kernels
 
-# Entries of the table that both kernels read: addresses, sizes, byte strides of (B, H, rows).
+# Entries of the table that both kernels read: addresses, sizes, byte strides of all four axes.
 (
-    _Q, _Q_B, _Q_H, _Q_T, _K, _K_B, _K_H, _K_T, _V, _V_B, _V_H, _V_T, _Y, _Y_B, _Y_H, _Y_T, _LARGEST, _TOTAL, _LENGTHS,
-    _H, _T, _S, _D, _CAUSAL, _SCALE, _THRESHOLD, _FACTOR, _SEED, _OFFSET, _ZEROS, _SCRATCH, _ROOM, _ROW_BYTES,
-    _HEADS, _BLOCKS, _PARTS,
-) = range(36)  # fmt: skip
+    _Q, _Q_B, _Q_H, _Q_T, _, _K, _K_B, _K_H, _K_T, _, _V, _V_B, _V_H, _V_T, _, _Y, _Y_B, _Y_H, _Y_T, _, _LARGEST,
+    _TOTAL, _LENGTHS, _H, _T, _S, _D, _CAUSAL, _SCALE, _THRESHOLD, _FACTOR, _SEED, _OFFSET, _ZEROS, _SCRATCH, _ROOM,
+    _ROW_BYTES, _HEADS, _BLOCKS, _PARTS,
+) = range(40)  # fmt: skip
 # Further ones of the backward kernel.
 (
-    _DY, _DY_B, _DY_H, _DY_T, _DQ, _DQ_B, _DQ_H, _DQ_T, _DK, _DK_B, _DK_H, _DK_T, _DV, _DV_B, _DV_H, _DV_T,
-) = range(36, 52)  # fmt: skip
+    _DY, _DY_B, _DY_H, _DY_T, _, _DQ, _DQ_B, _DQ_H, _DQ_T, _, _DK, _DK_B, _DK_H, _DK_T, _, _DV, _DV_B, _DV_H, _DV_T, _,
+) = range(40, 60)  # fmt: skip
 
 
 @runtime.kernel
@@ -246,39 +246,39 @@ def _backward(dtype: np.dtype) -> Any:
 # --- launchers
 
 
-def _walk(array: np.ndarray) -> tuple[Any, ...]:
-    """Return the array and its byte strides of (B, H, rows)."""
-    return array, *array.strides[:3]
-
-
 @functools.lru_cache(maxsize=256)
-def _room(most: int, S: int, D: int, dtype: np.dtype, backward: bool) -> tuple[int, int]:
-    """Return the bytes of a thread's own memory, and of a row of its tiles; most : queries of a tile."""
-    item, width, row_bytes = dtype.itemsize, panel_columns(dtype), tiles.row_stride(D, dtype)
-    wide, long = -(-D // width) * width, -(-S // width) * width
+def _plan(shape: tuple[int, ...], S: int, dtype: np.dtype, threads: int, backward: bool) -> tuple[Any, ...]:
+    """Return how queries of (B, H, T, D) and S keys are gone through, worked out once.
+
+    The last entries of a table, from H on; then blocks, bytes of scratch of all blocks, whether threads take part.
+    """
+    B, H, T, D = shape
+    item, width, row_bytes, heads = dtype.itemsize, panel_columns(dtype), tiles.row_stride(D, dtype), B * H
+    wide, long, most = -(-D // width) * width, -(-S // width) * width, min(QUERIES, T)
     room = (long * D + wide * S) * item + most * (2 * row_bytes + tiles.scores_stride(dtype))
     if backward:
         room += long * D * item + most * (row_bytes + 2 * wide * item + tiles.scores_stride(dtype) + item)
-    return -(-room // 4096) * 4096, row_bytes  # no two threads in one page
+    room = -(-room // 4096) * 4096  # no two threads in one page
+    parts = 1 if backward else max(1, min(-(-PARTS * threads // heads), T // QUERIES))
+    blocks = min(heads * parts, threads)
+    sizes, ends = (H, T, S, D), (room, row_bytes, heads, blocks, parts)
+    return sizes, zeros(width, dtype), ends, blocks, blocks * room, heads * T * S * D > SMALL
 
 
-def _table(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, y: np.ndarray, largest: np.ndarray, total: np.ndarray, scale: float,
-    causal: bool, lengths: np.ndarray | None, dropped: Dropped | None, parts: int, backward: bool,
-) -> tuple[tuple[Any, ...], int]:  # fmt: skip
-    """Return the entries of both kernels, and the number of blocks."""
-    (B, H, T, D), S = q.shape, k.shape[2]
-    room, row_bytes = _room(min(QUERIES, T), S, D, q.dtype, backward)
-    heads = B * H
-    blocks = min(heads * parts, runtime.num_threads())
+def _launch(
+    kernel: runtime.Kernel, q: np.ndarray, k: np.ndarray, v: np.ndarray, y: np.ndarray, largest: np.ndarray,
+    total: np.ndarray, scale: float, causal: bool, lengths: np.ndarray | None, dropped: Dropped | None,
+    others: tuple[Any, ...] = (),
+) -> None:  # fmt: skip
+    """Run one of the kernels; others : entries of backward's table."""
+    plan = _plan(q.shape, k.shape[2], q.dtype, runtime.num_threads(), bool(others))
+    sizes, nothing, ends, blocks, scratch, parallel = plan
     threshold, factor, seed, offset = (-1, 0.0, 0, 0) if dropped is None else dropped
-    nothing = zeros(panel_columns(q.dtype), q.dtype)
     pointers = (
-        *_walk(q), *_walk(k), *_walk(v), *_walk(y), largest, total, lengths, H, T, S, D, causal, (scale,), threshold,
-        (factor,), seed, offset, nothing, empty(blocks * room, np.uint8), room, row_bytes, heads, blocks,
-        parts,
+        q, *q.strides, k, *k.strides, v, *v.strides, y, *y.strides, largest, total, lengths, *sizes,
+        causal, (scale,), threshold, (factor,), seed, offset, nothing, empty(scratch, np.uint8), *ends, *others,
     )  # fmt: skip
-    return pointers, blocks
+    runtime.run(kernel, blocks, pointers, parallel)
 
 
 def attention(
@@ -294,11 +294,7 @@ def attention(
     total: np.ndarray,
 ) -> None:
     """Write y (B, H, T, D), largest and total (B, H, T); features lie side by side, the other axes anywhere."""
-    (B, H, T, D), S = q.shape, k.shape[2]
-    wanted = -(-PARTS * runtime.num_threads() // (B * H))
-    parts = max(1, min(wanted, T // QUERIES))
-    pointers, blocks = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, parts, False)
-    runtime.run(_forward(q.dtype), blocks, pointers, parallel=B * H * T * S * D > SMALL)
+    _launch(_forward(q.dtype), q, k, v, y, largest, total, scale, causal, lengths, dropped)
 
 
 def attention_backward(
@@ -318,7 +314,5 @@ def attention_backward(
     dv: np.ndarray,
 ) -> None:
     """Write dq (B, H, T, D), dk and dv (B, H, S, D), which lie as the others may."""
-    (B, H, T, D), S = q.shape, k.shape[2]
-    shared, blocks = _table(q, k, v, y, largest, total, scale, causal, lengths, dropped, 1, True)
-    pointers = *shared, *_walk(dy), *_walk(dq), *_walk(dk), *_walk(dv)
-    runtime.run(_backward(q.dtype), blocks, pointers, parallel=B * H * T * S * D > SMALL)
+    others = dy, *dy.strides, dq, *dq.strides, dk, *dk.strides, dv, *dv.strides
+    _launch(_backward(q.dtype), q, k, v, y, largest, total, scale, causal, lengths, dropped, others)
