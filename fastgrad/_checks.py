@@ -150,7 +150,8 @@ def same_array(name: str, value: Array, like_name: str, like: Array) -> None:
         raise _other_dtype(name, value.dtype, like_name, like.dtype)
 
 
-def _overlap(a: Array, b: Array) -> bool:
+def overlap(a: Array, b: Array) -> bool:
+    """Say whether two arrays share memory; True where finding out would take long."""
     if type(a) is not type(b):
         return False
     if type(a) is np.ndarray and a.flags.owndata and b.flags.owndata:
@@ -213,19 +214,23 @@ def output(
         raise wrong_array(name, value)
     _same_kind(name, value, like_name, like)
     if value.dtype != like.dtype:
-        raise _other_dtype(name, value.dtype, like_name, like.dtype)
+        # A converted copy would receive the result, and the caller's array nothing.
+        raise TypeError(
+            f"{name} is {value.dtype} but {like_name} is {like.dtype}; the call writes it, so pass an array of "
+            f"{like.dtype}"
+        )
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     if not writeable(value):
         raise ValueError(f"{name}: the array is read-only; pass a writable one")
     for other_name, other in aliases:
-        if value is not other and _overlap(value, other) and not _same_elements(value, other):
+        if value is not other and overlap(value, other) and not _same_elements(value, other):
             raise ValueError(
                 f"{name} and {other_name} overlap in memory without being the same array; pass {other_name} itself "
                 f"or an array of its own"
             )
     for other_name, other in apart:
-        if _overlap(value, other):
+        if overlap(value, other):
             raise ValueError(f"{name} and {other_name} overlap in memory; pass an array of its own as {name}")
     if ready(value):
         return value
@@ -353,7 +358,7 @@ def _check_apart(groups: Sequence[Group]) -> None:
     for entry in ranges:
         active = [other for other in active if other[1] > entry[0]]
         for other in active:
-            if (entry[2] or other[2]) and _overlap(entry[5], other[5]):
+            if (entry[2] or other[2]) and overlap(entry[5], other[5]):
                 one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
                 raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
         active.append(entry)
@@ -478,6 +483,9 @@ def number(
             value = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}") from None
+        except OverflowError:
+            what = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__qualname__
+            raise ValueError(f"{name}: expected a number that fits a float, got {what}") from None
     if (low < value < high or (value == low and not open_low)) and -math.inf < value < math.inf:
         return value
     inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
@@ -491,6 +499,26 @@ def number(
     wanted = " and ".join(bounds)
     kind = "a finite number" if finite else "a number"
     raise ValueError(f"{name}: expected {kind}{' ' if wanted else ''}{wanted}, got {value!r}")
+
+
+def integer(name: str, value: Any, low: int, unit: str = "") -> int:
+    """Return an integer as Python's, at least `low`.
+
+    Raises:
+        TypeError: not an integer, such as 1.0 or True.
+        ValueError: below `low`.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
+    if value < low:
+        raise ValueError(f"{name}: expected {low} or more{unit}, got {value}")
+    return int(value)
+
+
+def saved_by(kind: type, value: Any, function: str) -> None:
+    """Raise TypeError unless `value` is a `kind`, which `function` returns last for its backward."""
+    if not isinstance(value, kind):
+        raise TypeError(f"saved: expected what fastgrad.{function} returned last, got {type(value).__qualname__}")
 
 
 def integers(

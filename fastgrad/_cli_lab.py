@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from fastgrad._cli_options import Interrupted, finite, positive
 
 __all__ = ["Commands", "add_commands"]
 
@@ -69,6 +70,13 @@ class Commands(TyperGroup):
             return "train digits" if name else name, command, args[2:]
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
 
 class Init(StrEnum):
     """Initialisations."""
@@ -88,16 +96,12 @@ class Norm(StrEnum):
     layer = "layer"
 
 
-def _positive(value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise typer.BadParameter(f"{value} is not a finite number above 0.")
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
+def _no_resume(wanted: bool) -> bool:
+    if wanted:
+        raise typer.BadParameter(
+            "a run on digits takes some ten seconds and can't be resumed; begin anew, with more --epochs or --minutes."
+        )
+    return wanted
 
 
 def lab(
@@ -159,7 +163,7 @@ def digits(
         typer.Option(
             "--lr",
             metavar="X",
-            callback=_positive,
+            callback=positive,
             help="Learning rate of Adam at its highest.",
             rich_help_panel=TRAINING,
         ),
@@ -170,7 +174,7 @@ def digits(
             "--max-norm",
             metavar="X",
             min=0.0,
-            callback=_finite,
+            callback=finite,
             rich_help_panel=TRAINING,
             help="Gradients whose global norm is larger are scaled down to it. 0 turns clipping off.",
         ),
@@ -191,7 +195,7 @@ def digits(
         typer.Option(
             "--minutes",
             metavar="X",
-            callback=_positive,
+            callback=positive,
             show_default="no limit",
             rich_help_panel=TRAINING,
             help="End training after so long, whatever is left of the epochs.",
@@ -205,6 +209,7 @@ def digits(
         Path,
         typer.Option("--out", metavar="FOLDER", help="Folder for curve and weights.", rich_help_panel=OUTPUT),
     ] = Path("runs/digits"),
+    resume: Annotated[bool, typer.Option("--resume", hidden=True, callback=_no_resume)] = False,
 ) -> None:
     """Turn the options into `Options` of the digits and train."""
     from fastgrad.training.digits import Options, train

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from fastgrad.profiling.recurrent_ways import RecurrentTuning
 
-__all__ = ["add_tune"]
+__all__ = ["add_commands"]
 
 ABOUT = """Measure on your GPU which way through its steps an LSTM or GRU goes faster, and choose by that from now on.
 
@@ -63,6 +63,6 @@ def print_tuning(found: RecurrentTuning) -> None:
     console.print(*(line for line in str(found).splitlines() if line != found.trouble), sep="\n", markup=False)
 
 
-def add_tune(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add the command."""
     app.command("tune", help=ABOUT)(tune)

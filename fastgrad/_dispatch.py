@@ -16,7 +16,8 @@ from fastgrad._arrays import is_array
 BACKENDS = ("reference", "cpu")
 
 _SUFFIX = {"reference": "ref", "cpu": "cpu"}
-_chosen: ContextVar[str | None] = ContextVar("fastgrad_backend", default=None)
+_OUTSIDE = "outside of every block"
+_chosen: ContextVar[str | None] = ContextVar("fastgrad_backend", default=_OUTSIDE)
 _default: str | None = None
 _modules: dict[tuple[str, type, str], ModuleType] = {}
 
@@ -60,7 +61,8 @@ def set_backend(name: str | None) -> None:
 
 def get_backend() -> str | None:
     """Return the name chosen by `backend` or `set_backend`; None means that the type of the arrays decides."""
-    return _chosen.get() or _default
+    chosen = _chosen.get()
+    return _default if chosen is _OUTSIDE else chosen
 
 
 def kernels(stem: str, array: Any = None) -> ModuleType:
@@ -72,7 +74,8 @@ def kernels(stem: str, array: Any = None) -> ModuleType:
         TypeError: there are no kernels for this type of array.
         NotImplementedError: the operation has none for device arrays.
     """
-    key = (stem, type(array), _chosen.get() or _default or "cpu")
+    chosen = _chosen.get()
+    key = (stem, type(array), (_default if chosen is _OUTSIDE else chosen) or "cpu")
     module = _modules.get(key)
     if module is None:
         module = _modules[key] = _import(stem, array, key[2])

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad._arrays import copy_like, is_array, kind_name
-from fastgrad._checks import FLOATS, TensorSets, number
+from fastgrad._checks import FLOATS, TensorSets, integer, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad._health import Health
 from fastgrad._step_report import StepReport, blame, hopeless, tensor_names, update_ratios
 from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project, weight_range
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter
+from fastgrad.layers.base import parameter_list
 
 if TYPE_CHECKING:
     from fastgrad._device_step import OnDevice
@@ -115,9 +116,7 @@ class Optimizer:
         self.max_norm = None if max_norm is None else number("max_norm", max_norm, 0.0, finite=False)
         self.nonfinite = nonfinite
         self.gradient_norm = None if gradient_norm is None else checked_gradient_norm(gradient_norm)
-        if max_skips is not None and (type(max_skips) is not int or max_skips < 1):
-            raise ValueError(f"max_skips: expected an integer >= 1 or None, got {max_skips!r}")
-        self.max_skips = max_skips
+        self.max_skips = None if max_skips is None else integer("max_skips", max_skips, 1)
         self.health = bool(health)
         self._skipped, self._skips_in_a_row = 0, 0
         self._device: OnDevice | None = None
@@ -126,16 +125,15 @@ class Optimizer:
         self._schedules: list[Callable[[int], float] | None] = []  # of each group
         self.scheduled_steps = 0
         self._defaults = defaults
-        single = isinstance(params, np.ndarray | Parameter | Mapping) or is_array(params)
-        entries = [params] if single else list(params)
+        entries = [params] if isinstance(params, Mapping) else parameter_list("params", params)
         if not entries:
             raise ValueError("params: expected at least one parameter, got an empty list")
         groups = entries if isinstance(entries[0], Mapping) else [{"params": entries}]
         for position, group in enumerate(groups):
             self._add_group(f"params[{position}]" if groups is entries else "params", group)
         self._params: list[Parameter | Array] = [p for group in self.param_groups for p in group["params"]]
+        _check_arrays([p.data if isinstance(p, Parameter) else p for p in self._params])
         self._parameters = [p if isinstance(p, Parameter) else Parameter(p) for p in self._params]
-        self._check_params()
         if gradient_norm is not None:
             refuse_device("gradient_norm", [parameter.data for parameter in self._parameters])
             for parameter in self._parameters:
@@ -152,9 +150,7 @@ class Optimizer:
         unknown = [key for key in group if key != "params" and key not in self._defaults]
         if unknown:
             raise ValueError(f"{where}: unknown entries {unknown}; {type(self).__name__} knows {list(self._defaults)}")
-        members = group["params"]
-        single = isinstance(members, np.ndarray | Parameter) or is_array(members)
-        members = [members] if single else list(members)
+        members = parameter_list(where, group["params"])
         complete = {"params": members, **self._defaults, **{key: group[key] for key in group if key != "params"}}
         rate = complete["lr"]
         self._schedules.append(rate if callable(rate) else None)
@@ -168,29 +164,6 @@ class Optimizer:
         for group, schedule in zip(self.param_groups, self._schedules, strict=True):
             if schedule is not None:
                 group["lr"] = schedule(self.scheduled_steps)
-
-    def _check_params(self) -> None:
-        seen: dict[int, int] = {}
-        first: np.dtype[Any] | None = None
-        for index, parameter in enumerate(self._parameters):
-            data = parameter.data
-            if not is_array(data):
-                raise wrong_array(f"params[{index}]", data)
-            if type(data) is not type(self._parameters[0].data):
-                raise TypeError(
-                    f"params[{index}] is a {kind_name(data)} array but params[0] is a "
-                    f"{kind_name(self._parameters[0].data)} array; make one optimizer for each device"
-                )
-            if data.dtype not in FLOATS:
-                raise TypeError(f"params[{index}]: expected float32 or float64, got {data.dtype}")
-            first = first or data.dtype
-            if data.dtype != first:
-                raise TypeError(
-                    f"params[{index}] is {data.dtype} but params[0] is {first}; make one optimizer for each dtype"
-                )
-            if id(data) in seen:
-                raise ValueError(f"params[{index}] is params[{seen[id(data)]}] again; give each parameter once")
-            seen[id(data)] = index
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError for a value of a group that makes no sense."""
@@ -341,8 +314,14 @@ class Optimizer:
 
         NumPy and CuPy arrays both do, and go where the parameters are.
 
-        Raises ValueError when the groups or shapes are not those of this optimizer; nothing is changed then.
+        Raises TypeError for no mapping, and ValueError when the groups or shapes are not those of this optimizer;
+        nothing is changed then. What was skipped before counts no more for `max_skips`.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected what state_dict() returns, got {type(state_dict).__qualname__}")
+        for entry in ("param_groups", "state"):
+            if entry not in state_dict:
+                raise ValueError(f"state_dict: the entry {entry!r} is missing; expected what state_dict() returns")
         groups = state_dict["param_groups"]
         sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
         if sizes != own:
@@ -365,7 +344,7 @@ class Optimizer:
         states = [self._read_state(place, state_dict["state"].get(index, {})) for place, index in enumerate(indices)]
         self.param_groups[:] = updated
         self._state = states
-        self._skipped = int(state_dict.get("skipped_steps", 0))
+        self._skipped, self._skips_in_a_row = int(state_dict.get("skipped_steps", 0)), 0
         self.scheduled_steps = int(state_dict.get("scheduled_steps", 0))
         if self._device is not None:
             self._device.adopt()
@@ -471,6 +450,29 @@ class Optimizer:
         if "step" in self._state_entries:
             for entry in launch.entries:
                 entry["step"] = entry.get("step", 0) + 1
+
+
+def _check_arrays(arrays: list[Any]) -> None:
+    """Raise TypeError or ValueError unless these are float arrays of one kind and dtype, each there once."""
+    seen: dict[int, int] = {}
+    for index, data in enumerate(arrays):
+        if not is_array(data):
+            raise wrong_array(f"params[{index}]", data)
+        first = arrays[0]
+        if type(data) is not type(first):
+            raise TypeError(
+                f"params[{index}] is a {kind_name(data)} array but params[0] is a {kind_name(first)} array; make one "
+                f"optimizer for each device"
+            )
+        if data.dtype not in FLOATS:
+            raise TypeError(f"params[{index}]: expected float32 or float64, got {data.dtype}")
+        if data.dtype != first.dtype:
+            raise TypeError(
+                f"params[{index}] is {data.dtype} but params[0] is {first.dtype}; make one optimizer for each dtype"
+            )
+        if id(data) in seen:
+            raise ValueError(f"params[{index}] is params[{seen[id(data)]}] again; give each parameter once")
+        seen[id(data)] = index
 
 
 def _places(indices: list[int], present: list[int]) -> Any:

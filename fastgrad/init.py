@@ -14,6 +14,7 @@ takes them to its device, so that a seed gives the same weights there.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,12 @@ Rng = np.random.Generator | int | None
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """Return (fan_in, fan_out) of a weight of `shape` (out, in, *receptive field).
 
-    Raises ValueError for fewer than two axes: a bias has no fan.
+    Raises TypeError for anything but integers, and ValueError for fewer than two axes: a bias has no fan.
     """
-    shape = tuple(int(size) for size in shape)
+    try:
+        shape = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape must be a tuple of integers (out, in), got {shape!r}") from None
     if len(shape) < 2:
         raise ValueError(
             f"shape must have at least the two axes (out, in), got {shape}; biases are set by hand, usually to zero"
@@ -142,6 +146,8 @@ def _root(numerator: float, denominator: float) -> float:
 
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
+    if dtype is None:  # for which NumPy has float64
+        raise TypeError("dtype must be float32 or float64, got None")
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")

@@ -26,6 +26,18 @@ def _scalar(loss: Any, like: Array) -> Array:
         return np.array(loss, dtype=like.dtype)
 
 
+def _class_number(value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"ignore_index: expected an integer or None, got {type(value).__qualname__}") from None
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"ignore_index: expected an integer of 64 bits, got {number}")
+    return number
+
+
 def softmax_cross_entropy(
     logits: Array,
     targets: Array,
@@ -60,7 +72,8 @@ def softmax_cross_entropy(
         a device both stay there, and nothing waits for them.
 
     Raises:
-        TypeError: logits are no array, or not float32 or float64; targets are no array of integers.
+        TypeError: logits are no array, or not float32 or float64; targets are no array of integers; ignore_index is no
+            integer.
         ValueError: a shape does not fit, a target or label_smoothing is out of range, out is read-only or overlaps.
     """
     z = float_array("logits", logits)
@@ -70,7 +83,7 @@ def softmax_cross_entropy(
     meaning = "the number of classes is the last axis of logits"
     smoothing = number("label_smoothing", label_smoothing, 0.0, 1.0)
     if ignore_index is not None:
-        ignore_index = operator.index(ignore_index)
+        ignore_index = _class_number(ignore_index)
     classes = integers("targets", targets, z.shape[:-1], 0, V, meaning, "logits", z, ignore_index)
     gradient = output("out", out, "logits", logits, aliases=(("logits", logits),), apart=(("targets", targets),))
     M = classes.size

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import Array, empty, zeros
-from fastgrad._checks import finish, float_array, float_array_like, number, output
+from fastgrad._checks import finish, float_array, float_array_like, number, output, overlap, saved_by
 from fastgrad._dispatch import kernels
 from fastgrad._shapes import Shapes
 
@@ -114,9 +114,21 @@ def layer_norm_backward(dy: Array, saved: LayerNormSaved, *, out: Array | None =
         A named tuple dx, dweight, dbias; the last two are None where `layer_norm` had no weight or no bias.
 
     Raises:
-        TypeError: dy or out is no array, or not of the dtype of x.
+        TypeError: saved is something else; dy or out is no array, or not of the dtype of x.
         ValueError: a shape does not fit, out is read-only or overlaps.
     """
+    saved_by(LayerNormSaved, saved, "layer_norm")
+    gradient, dx, dweight, dbias = _for_backward(dy, saved, out)
+    shape = saved.x.shape
+    kernels("layer_norm", saved.x).layer_norm_backward(
+        gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, dx.reshape(shape), dweight, dbias
+    )
+    with_weight, with_bias = saved.affine
+    return LayerNormGradients(finish(out, dx), dweight if with_weight else None, dbias if with_bias else None)
+
+
+def _for_backward(dy: Any, saved: Any, out: Any) -> tuple[Array, Array, Array, Array]:
+    """Return the checked dy, and the arrays for dx, dweight and dbias."""
     gradient = float_array_like("dy", dy, "x", saved.x, shape=saved.shape)
     if out is None:
         dx = empty(saved.shape, saved.x.dtype, saved.x)
@@ -124,12 +136,7 @@ def layer_norm_backward(dy: Array, saved: LayerNormSaved, *, out: Array | None =
         apart = (("x", saved.x), ("weight", saved.weight))
         dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
     dweight, dbias = empty((2, *saved.weight.shape), saved.x.dtype, saved.x)
-    shape = saved.x.shape
-    kernels("layer_norm", saved.x).layer_norm_backward(
-        gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, dx.reshape(shape), dweight, dbias
-    )
-    with_weight, with_bias = saved.affine
-    return LayerNormGradients(finish(out, dx), dweight if with_weight else None, dbias if with_bias else None)
+    return gradient, dx, dweight, dbias
 
 
 _BATCH_NORM = Shapes("B C *", "C?", "C?", "C?!", "C?!")
@@ -155,6 +162,20 @@ class BatchNormGradients(NamedTuple):
     dbias: Array | None
 
 
+def _refuse_shared(running_mean: Array, running_var: Array, x: Array, weight: Any, bias: Any) -> None:
+    """Raise ValueError where running statistics share memory with each other or with an input."""
+    if running_mean is not running_var and running_mean.flags.owndata and running_var.flags.owndata:
+        return  # only a view of them can be among the inputs then, which costs a microsecond to rule out
+    given = (("running_var", running_var), ("x", x), ("weight", weight), ("bias", bias))
+    pairs = [("running_mean", running_mean, *other) for other in given]
+    pairs += [("running_var", running_var, *other) for other in given[1:]]
+    for name, array, other_name, other in pairs:
+        if other is not None and overlap(array, other):
+            raise ValueError(
+                f"{name} and {other_name} overlap in memory, but {name} is updated in place; pass an array of its own"
+            )
+
+
 def batch_norm(
     x: Array,
     weight: Array | None = None,
@@ -177,7 +198,8 @@ def batch_norm(
         x: (B, C) or (B, C, ...), float32 or float64. A strided array is copied first.
         weight, bias: (C,), the dtype of x; None stands for ones, and for zeros.
         running_mean, running_var: (C,), the dtype of x, C-contiguous; both or none. In training they are updated in
-            place, running += momentum (new - running), with the unbiased variance, as in torch.
+            place, running += momentum (new - running), with the unbiased variance, as in torch, and may not overlap
+            each other or an input.
         training: use the statistics of the batch, and update the running ones.
         momentum: weight of the new statistics, 0 to 1.
         eps: added to the variance, at least 0.
@@ -204,18 +226,25 @@ def batch_norm(
     if training and source.shape[0] * inner < 2:
         raise ValueError(f"x: expected at least 2 numbers for each channel in training, got shape {source.shape}")
     if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var: expected both or neither")
+        there, none = ("running_mean", "running_var") if running_var is None else ("running_var", "running_mean")
+        raise ValueError(f"{none}: expected an array as {there} is one, got None; pass both or neither")
     w = weight if fits and weight is not None else _per_channel("weight", weight, source, count, 1.0)
     b = bias if fits and bias is not None else _per_channel("bias", bias, source, count, 0.0)
-    running = None if running_mean is None else (running_mean, running_var)
+    running: tuple[Any, ...] | None = None if running_mean is None else (running_mean, running_var)
     if running is not None and not fits:
-        names = (("running_mean", running_mean), ("running_var", running_var))
+        names: tuple[tuple[str, Any], ...] = (("running_mean", running_mean), ("running_var", running_var))
         running = tuple(
             output(name, float_array_like(name, a, "x", source, shape=(count,)), "x", source, shape=(count,))
             for name, a in names
         )
-        if any(kept is not a for kept, (_, a) in zip(running, names, strict=True)):
-            raise ValueError("running_mean and running_var: expected C-contiguous arrays, which are updated in place")
+        for kept, (name, a) in zip(running, names, strict=True):
+            if kept is not a:
+                raise ValueError(
+                    f"{name}: expected a C-contiguous, aligned array, which is updated in place, got strides "
+                    f"{a.strides} of {a.dtype}; pass {name}.copy() and keep that"
+                )
+    if running is not None and training:
+        _refuse_shared(running[0], running[1], x, weight, bias)
     if running is None and not training:
         raise ValueError("running_mean: expected the statistics to evaluate with, got None; pass training=True")
     if out is None:
@@ -245,16 +274,11 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved, *, out: Array | None =
         A named tuple dx, dweight, dbias; the last two are None where `batch_norm` had no weight or no bias.
 
     Raises:
-        TypeError: dy or out is no array, or not of the dtype of x.
+        TypeError: saved is something else; dy or out is no array, or not of the dtype of x.
         ValueError: a shape does not fit, out is read-only or overlaps.
     """
-    gradient = float_array_like("dy", dy, "x", saved.x, shape=saved.shape)
-    if out is None:
-        dx = empty(saved.shape, saved.x.dtype, saved.x)
-    else:
-        apart = (("x", saved.x), ("weight", saved.weight))
-        dx = output("out", out, "x", saved.x, shape=saved.shape, aliases=(("dy", dy),), apart=apart)
-    dweight, dbias = empty((2, *saved.weight.shape), saved.x.dtype, saved.x)
+    saved_by(BatchNormSaved, saved, "batch_norm")
+    gradient, dx, dweight, dbias = _for_backward(dy, saved, out)
     shape = saved.x.shape
     kernels("batch_norm", saved.x).batch_norm_backward(
         gradient.reshape(shape), saved.x, saved.weight, saved.mean, saved.rstd, saved.training, dx.reshape(shape),

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._arrays import copy_like, is_array, to_host
+from fastgrad._arrays import copy_like, to_host
 from fastgrad._checks import Array, TensorGroups, float_array, number
 from fastgrad._dispatch import list_kernels
 from fastgrad.layers import Parameter
+from fastgrad.layers.base import describe, parameter_list
 from fastgrad.schedules import _steps
 
 __all__ = ["CubicSparsity", "Pruner", "apply_masks", "magnitude_mask"]
@@ -109,15 +110,15 @@ class Pruner:
     params: Parameters or arrays, all float32 or all float64, each with a mask of its own.
     sparsity: the share that goes, or a function of the number of the step, from 0, such as `CubicSparsity`.
     every: the masks are chosen anew, by the magnitudes then, in steps 0, every, 2 every, ...; where that waits for a
-        device the steps between do not. What was pruned is 0 and therefore stays pruned while sparsity does not fall.
+        device the steps between do not. What was pruned is set to 0 before, so that it stays pruned while sparsity does
+        not fall, wherever the optimizer has moved it.
     units: rows along axis 0 in place of single weights.
     """
 
     def __init__(
         self, params: Any, sparsity: float | Callable[[int], float], *, every: int = 1, units: bool = False
     ) -> None:
-        single = isinstance(params, Parameter) or is_array(params)
-        listed = [params] if single else list(params)
+        listed = parameter_list("params", params)
         self._parameters = [p if isinstance(p, Parameter) else Parameter(p) for p in listed]
         if not callable(sparsity):
             number("sparsity", sparsity, 0.0, 1.0)
@@ -129,12 +130,15 @@ class Pruner:
     def step(self) -> None:
         """Choose the masks anew where it is time, and set to 0 what they leave out."""
         data = [parameter.data for parameter in self._parameters]
+        if self.masks:
+            if type(self.masks[0]) is not type(data[0]):  # the parameters have been moved
+                self.masks = [copy_like(mask, array) for mask, array in zip(self.masks, data, strict=True)]
+            # Also before a new choice: the optimizer has moved what was 0.
+            apply_masks(data, self.masks)
         if not self.masks or self.steps % self.every == 0:
             share = self.sparsity(self.steps) if callable(self.sparsity) else self.sparsity
             self.masks = [magnitude_mask(array, share, units=self.units) for array in data]
-        elif type(self.masks[0]) is not type(data[0]):  # the parameters have been moved
-            self.masks = [copy_like(mask, array) for mask, array in zip(self.masks, data, strict=True)]
-        apply_masks(data, self.masks)
+            apply_masks(data, self.masks)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,6 +150,8 @@ class Pruner:
 
         Raises ValueError when the masks are not those of these parameters; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping) or not {"masks", "steps"} <= set(state_dict):
+            raise ValueError(f"state_dict: expected what state_dict() returns, got {describe(state_dict)}")
         masks, data = state_dict["masks"], [parameter.data for parameter in self._parameters]
         shapes = [mask.shape for mask in masks]
         if masks and shapes != [array.shape for array in data]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastgrad._checks import number
+from fastgrad._checks import integer, number
 
 __all__ = ["Chain", "Constant", "Cosine", "InverseSqrt", "Linear", "Schedule", "Step", "chain"]
 
@@ -22,10 +22,7 @@ Schedule = Callable[[int], float]
 
 
 def _steps(name: str, value: Any, low: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__qualname__}")
-    if value < low:
-        raise ValueError(f"{name}: expected {low} or more steps, got {value}")
+    integer(name, value, low, " steps")
 
 
 @dataclass(frozen=True)

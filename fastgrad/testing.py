@@ -97,9 +97,15 @@ def gradcheck(
     Raises:
         GradcheckError: an AssertionError. Its text and its `mismatches` name each wrong gradient with the index of its
             worst entry, what was expected and what came.
-        TypeError: an input, a parameter or an output is a float array but not float64.
+        TypeError: target has no backward where none is given; an input, a parameter or an output is a float array but
+            not float64.
         ValueError: nothing to check: no float64 array among inputs and parameters.
     """
+    if backward is None and not hasattr(target, "backward"):
+        raise TypeError(
+            f"target: expected a layer with forward and backward, got {type(target).__qualname__}; pass the gradient "
+            f"of a function as backward=..."
+        )
     random = np.random.default_rng(rng)
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     check = _OfLayer(target, given) if backward is None else _OfFunction(target, given, backward)

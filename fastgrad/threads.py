@@ -21,6 +21,8 @@ def set_num_threads(n: int) -> None:
     from fastgrad.kernels import runtime
 
     try:
+        if isinstance(n, bool):
+            raise TypeError
         n = index(n)
     except TypeError:
         raise TypeError(f"n: expected an integer, got {type(n).__name__}") from None

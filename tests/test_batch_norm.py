@@ -142,10 +142,14 @@ def test_errors():
     error(ValueError, r"weight: expected shape \(4,\), got \(3,\)", x, weight[:3])
     error(ValueError, "at least 2 numbers for each channel in training", x[:1])
     error(ValueError, "running_mean: expected the statistics", x, training=False)
-    error(ValueError, "running_mean and running_var: expected both or neither", x, None, None, weight)
-    error(ValueError, "running_mean and running_var: expected C-contiguous", x, None, None, weight[::-1], bias)
+    error(ValueError, "running_var: expected an array as running_mean is one, got None", x, running_mean=weight)
+    error(ValueError, "running_mean: expected a C-contiguous", x, None, None, weight[::-1], bias)
     error(ValueError, "momentum: expected", x, momentum=1.5)
     error(ValueError, "out and x overlap", x, out=x)
+    one = weight.copy()  # of `mean = variance = np.zeros(4)`
+    error(ValueError, "running_mean and running_var overlap in memory, but running_mean is", x, None, None, one, one)
+    error(ValueError, "running_var and weight overlap in memory", x, one[:], None, bias.copy(), one[:])
+    error(ValueError, "running_mean and x overlap in memory", x, None, None, x[0], one)
 
 
 def test_a_planted_fault_is_caught(monkeypatch):

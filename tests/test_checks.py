@@ -46,6 +46,9 @@ def test_set_backend_reaches_other_threads_and_a_block_does_not():
     try:
         fastgrad.set_backend("reference")
         assert in_a_thread() == fastgrad.get_backend() == "reference"
+        with fastgrad.backend(None):
+            assert fastgrad.get_backend() is None
+            assert _dispatch.kernels("activation").__name__ == "fastgrad.kernels.activation_cpu"
     finally:
         fastgrad.set_backend(None)
     with fastgrad.backend("reference"):

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 from test_train import DAMAGES, damage, words
 
+from fastgrad import cli
 from fastgrad.training import checkpoint
 
 TINY = ["--hidden", "8", "--embedding", "5", "--seq-length", "6", "--batch", "3", "--backend", "reference"]
@@ -215,6 +216,8 @@ def test_bad_output_folders(text, tmp_path):
         (tmp_path / "locked").mkdir(mode=0o500)
         locked = tmp_path / "locked" / "run"
     refused(run("train", text, *QUICK, "--steps", 2, "--out", locked), f"--out {locked} can't be written")
+    for resume in ([], ["--resume"]):
+        refused(run("train", text, *QUICK, *resume, "--out", tmp_path / ("x" * 300)), "can't be", "File name too long")
 
 
 def test_an_existing_checkpoint_is_not_overwritten(text, finished, tmp_path):
@@ -324,6 +327,21 @@ def test_the_help_needs_no_kernels():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("at", ["fastgrad.warmup", "fastgrad.cli.app"])
+def test_ctrl_c_is_told_in_one_line(at, monkeypatch, capsys):
+    """Within a command, which typer would end in silence, and before there is one."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(at, interrupted)
+    monkeypatch.setattr(sys, "argv", ["fastgrad", "warmup", "mse"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "fastgrad: stopped by Ctrl-C; files that were there before are still whole\n"
 
 
 def test_a_narrow_encoding_and_a_closed_pipe(text, tmp_path):

@@ -71,7 +71,7 @@ def _arrays_in(value):
 
 
 def test_every_kernel_of_warmup_is_measured():
-    """A new operation is to be added to fastgrad/profiling/ops.py."""
+    """A new operation is to be added to fastgrad/profiling/cases and its table in ops.py."""
     covered = {name.removesuffix("_backward") for name in ops.OPS} | {"activation"}
     assert set(_warmup.STEMS) <= covered
 

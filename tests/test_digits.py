@@ -113,6 +113,21 @@ def test_minutes_end_it_and_a_signal_too(split):
     assert len(said) == 1 and len(outcome.losses) == 2 and re.match(r"epoch 2/16 \| loss \d\.\d+ \| test ", said[0])
 
 
+def test_a_signal_within_an_epoch_gives_the_network_that_was_tested(split):
+    class Stop:
+        asked = 0
+
+        @property
+        def received(self):
+            self.asked += 1
+            return 2 if self.asked > 40 else None  # 22 batches and one look more make an epoch
+
+    network, outcome = fitted(Options(depth=1, width=16, epochs=16), split, stop=Stop())
+    assert len(outcome.losses) == 1
+    right = network.forward(split.test_images).argmax(axis=1) == split.test_digits
+    assert outcome.accuracies == [right.mean()]
+
+
 def test_a_loss_that_is_no_number_ends_it(split):
     options = Options(depth=30, width=16, norm="none", init="he", max_norm=0.0, lr=1e30, epochs=3)
     with (
@@ -169,6 +184,10 @@ def test_options_of_the_text_are_not_options_of_the_digits(tmp_path):
     refused(run("train", "--depth", 5, cwd=tmp_path), "--depth")
     for arguments in (["--depth", 0], ["--norm", "group"], ["--init", "zero"], ["--lr", "nan"], ["--max-norm", "-1"]):
         refused(run("train", "digits", *arguments, cwd=tmp_path), arguments[0])
+    refused(
+        run("train", "digits", "--resume", cwd=tmp_path),
+        "'--resume': a run on digits takes some ten seconds and can't be resumed; begin anew, with more --epochs",
+    )
     refused(
         run("train", "digits", "--activation", "step", cwd=tmp_path),
         "--activation must be one of identity, relu, ",

@@ -23,11 +23,13 @@ from fastgrad.lab import depth, explosion, memory, remedies, stacks, tasks, word
 from fastgrad.lab.cell import PlainCell
 from fastgrad.lab.page import page
 from fastgrad.lab.result import Chart, Result, Table
-from fastgrad.lab.run import EXPERIMENTS, PAGE
+from fastgrad.lab.run import EXPERIMENTS, PAGE, Options, laboratory
 from fastgrad.lab.work import Stopped, Work, means
 from fastgrad.layers import Linear
 from fastgrad.threads import get_num_threads
+from fastgrad.training.checkpoint import claimed
 from fastgrad.training.deep import INITS, NORMS, DeepNetwork, Stack
+from fastgrad.training.errors import UserError
 from fastgrad.training.one_thread import one_thread
 
 
@@ -380,6 +382,14 @@ def test_command_writes_page_and_figures_the_same_for_a_seed(tmp_path):
     text = (one / PAGE).read_text(encoding="utf-8")
     assert html.escape(lines[0].removeprefix("explosion: ")) not in text  # that was the other seed's
     assert "This run was not finished" not in text and "fastgrad lab explosion --quick --seed 1" in text
+
+
+def test_two_laboratories_in_one_folder(tmp_path):
+    """The second is refused: the page of one would stand beside the figures of the other."""
+    pytest.importorskip("plotly")
+    with claimed(tmp_path), pytest.raises(UserError, match="is in use by another run of fastgrad"):
+        laboratory(Options(("explosion",), tmp_path, quick=True, seed=1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_leaves_a_page_with_what_is_done(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from support import layouts, random
 
+import fastgrad
 from fastgrad import pruning
-from fastgrad.layers import Parameter
+from fastgrad.layers import Linear, Parameter
 from fastgrad.optim import Adam
 
 SHAPES = [(13, 17), (), (0,), (3, 0), (65537,), (8, 3, 3)]
@@ -86,6 +89,17 @@ def test_what_is_pruned_stays_pruned(cpu_backend, units):
             assert {int(n) for n in (parameter.data == 0).sum(axis=1)} == {0, 20}
 
 
+def test_an_optimizer_does_not_bring_back_what_was_pruned(cpu_backend):
+    """Its step moves a pruned weight off 0 before the masks are chosen anew, further than the smallest that is left."""
+    weights = np.array([1.0, 0.05, 0.5, 0.04])
+    pruner = pruning.Pruner(weights, 0.25)
+    pruner.step()
+    np.testing.assert_array_equal(weights, [1.0, 0.05, 0.5, 0.0])
+    fastgrad.sgd_step(weights, np.array([0.0, 0.0, 0.0, 1.0]), lr=0.3)
+    pruner.step()
+    np.testing.assert_array_equal(weights, [1.0, 0.05, 0.5, 0.0])
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"sparsity: expected a finite number >= 0 and <= 1, got 1\.5"):
         pruning.magnitude_mask(np.zeros(3), 1.5)
@@ -93,5 +107,8 @@ def test_errors():
         pruning.magnitude_mask(np.zeros(()), 0.5, units=True)
     with pytest.raises(ValueError, match="every: expected 1 or more steps, got 0"):
         pruning.Pruner([np.zeros(3)], 0.5, every=0)
+    for wrong, what in ((Linear(2, 3), "Linear; pass its parameters()"), (None, "None"), ("w", "str")):
+        with pytest.raises(TypeError, match=re.escape(f"params: expected a list of Parameters or arrays, got {what}")):
+            pruning.Pruner(wrong, 0.5)
     with pytest.raises(ValueError, match="state_dict: expected masks"):
         pruning.Pruner([np.zeros(3)], 0.5).load_state_dict({"steps": 1, "masks": [np.ones(4)]})

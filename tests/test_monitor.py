@@ -184,6 +184,22 @@ def test_saturated_gates(corpus, cell, gates):
     assert trainer.model.rnn.gates_watcher is None and trainer.optimizer.watchers == []
 
 
+@pytest.mark.parametrize("make", [type("OwnLSTM", (layers.LSTM,), {}), type("OwnGRU", (layers.GRU,), {})])
+def test_saturated_gates_of_a_derived_class(make):
+    rnn = make(3, 4)
+    for name, parameter in rnn.named_parameters():
+        if name.startswith("bias_ih"):
+            parameter.data[...] = 30
+    optimizer = SGD(rnn.parameters(), lr=1e-3)
+    monitor = GradientMonitor(optimizer, model=rnn)
+    for _ in range(25):
+        optimizer.zero_grad()
+        y, _ = rnn.forward(X[:24].reshape(8, 16, 3))
+        rnn.backward(y)
+        optimizer.step()
+    assert make.__name__ in told(monitor, "saturated").words
+
+
 def test_a_clip_rate_that_stays_at_one():
     model = network(1, "gelu")
     monitor = watched(model, Adam(model.parameters(), max_norm=1e-3), 30, clipped=20)
@@ -344,8 +360,8 @@ def test_nothing_seen_yet(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"every": 0}, ValueError, "every: expected an integer >= 1, got 0"),
-        ({"keep": 1.5}, ValueError, "keep: expected an integer >= 2, got 1.5"),
+        ({"every": 0}, ValueError, "every: expected 1 or more, got 0"),
+        ({"keep": 1.5}, TypeError, "keep: expected an integer, got float"),
         ({"path": "x.json"}, ValueError, r"path: expected a name that ends in .csv or .parquet, got 'x.json'"),
         ({"vanish": 1}, TypeError, "vanish"),
     ],

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 import fastgrad
 from fastgrad._arrays import to_host
-from fastgrad.training import Config, Corpus, Diverged, Trainer, UserError, checkpoint, read_text
+from fastgrad.training import Config, Corpus, Diverged, Trainer, UserError, checkpoint, read_text, run
 from fastgrad.training.compare import compare
 from fastgrad.training.curve import save_curve
 from fastgrad.training.progress import Goal, duration
@@ -287,6 +288,33 @@ def test_a_failing_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, {"a": np.zeros(3)}, {"value": 2}, 2)
     monkeypatch.undo()
     assert checkpoint.load(tmp_path)[1]["value"] == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    """The second is refused: saving, each would delete the arrays that the other's JSON names."""
+    options = Options(out=tmp_path, steps=2, model=TINY, comparison=False, sample_length=0)
+    held = f"{tmp_path} is in use by another run of fastgrad; wait for its end, or choose another --out"
+    with checkpoint.claimed(tmp_path):
+        with pytest.raises(UserError, match=re.escape(held)):
+            train(options)
+        assert list(tmp_path.iterdir()) == []
+    assert train(options) == 0
+    more = dataclasses.replace(options, resume=True, steps=4)
+    with checkpoint.claimed(tmp_path), pytest.raises(UserError, match=re.escape(held)):
+        train(more)
+    assert train(more) == 0
+
+
+def test_a_run_that_waited_for_the_folder_does_not_replace_what_was_left_there(tmp_path, monkeypatch):
+    prepare = run.prepare_folder
+
+    def and_meanwhile(folder):
+        prepare(folder)
+        (folder / checkpoint.JSON_NAME).write_text("{}")
+
+    monkeypatch.setattr(run, "prepare_folder", and_meanwhile)
+    with pytest.raises(UserError, match="holds a checkpoint already"):
+        train(Options(out=tmp_path, steps=2, model=TINY))
 
 
 def damage(folder: Path, what: str) -> None:

@@ -17,7 +17,7 @@ from fastgrad import __version__
 from fastgrad.lab.page import page, plotly_script
 from fastgrad.lab.result import Result
 from fastgrad.lab.work import Stopped, Work
-from fastgrad.training.checkpoint import write_atomically
+from fastgrad.training.checkpoint import claimed, write_atomically
 from fastgrad.training.errors import UserError
 from fastgrad.training.one_thread import one_thread
 from fastgrad.training.progress import duration
@@ -56,7 +56,8 @@ def listing() -> str:
 def laboratory(options: Options) -> int:
     """Run the experiments, write page and figures after each, and return the exit status.
 
-    Raises UserError for an unknown experiment, a folder that can't be written, and where plotly is missing.
+    Raises UserError for an unknown experiment, a folder that can't be written or is in use by another run, and where
+    plotly is missing.
     """
     names = list(dict.fromkeys(options.experiments)) or list(EXPERIMENTS)
     unknown = [name for name in names if name not in EXPERIMENTS]
@@ -69,7 +70,7 @@ def laboratory(options: Options) -> int:
     prepare_folder(options.out)
     results: list[Result] = []
     begun = time.monotonic()
-    with Stop() as stop, one_thread(), _display() as display:
+    with claimed(options.out), Stop() as stop, one_thread(), _display() as display:
         for position, name in enumerate(names):
             work = Work(options.quick, options.seed, display.show(name), lambda: stop.received is not None)
             start = time.monotonic()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, device_module, is_array, kind_name, to_host
+from fastgrad._checks import FLOATS
 from fastgrad._dispatch import wrong_array
 from fastgrad._gpu import mover
 
@@ -27,19 +28,42 @@ class Parameter:
     __slots__ = ("data", "grad", "gradient_norm", "name")
 
     def __init__(self, data: Array, grad: Array | None = None, name: str = "") -> None:
+        if not is_array(data):
+            raise wrong_array("data", data)
+        if data.dtype not in FLOATS:
+            raise TypeError(f"data: expected float32 or float64, got {data.dtype}; convert it with data.astype(...)")
         self.data = data
         self.grad = grad
         self.name = name
         self.gradient_norm: GradientNorm | None = None
 
     def accumulate(self, gradient: Array) -> None:
-        """Add `gradient` to `grad`; the first one becomes `grad` itself, so its caller must not use it further."""
+        """Add `gradient` to `grad`; the first one becomes `grad` itself, so its caller must not use it further.
+
+        Raises TypeError or ValueError unless it is an array of the kind, dtype and shape of `data`.
+        """
+        data = self.data
+        # NumPy would broadcast another shape into `grad`, and cast another dtype, without a word.
+        if type(gradient) is not type(data) or gradient.dtype != data.dtype or gradient.shape != data.shape:
+            self._refuse(gradient)
         if self.grad is None:
             self.grad = gradient
         else:
             self.grad += gradient
         if self.gradient_norm is not None:
             self.gradient_norm.add(self.grad)
+
+    def _refuse(self, gradient: Any) -> NoReturn:
+        what = type(gradient).__qualname__
+        if is_array(gradient):
+            what = f"{gradient.dtype} of shape {gradient.shape}"
+            if type(gradient) is not type(self.data):
+                what += f" of {kind_name(gradient)}, while data is of {kind_name(self.data)}"
+        same_dtype = is_array(gradient) and gradient.dtype == self.data.dtype
+        raise (ValueError if same_dtype else TypeError)(
+            f"gradient of {self.name or 'a parameter'}: expected a {self.data.dtype} array of shape "
+            f"{self.data.shape}, that of its data, got {what}"
+        )
 
     def __repr__(self) -> str:
         has = "no grad" if self.grad is None else "grad"
@@ -62,7 +86,7 @@ class Layer:
     def __setattr__(self, attribute: str, value: Any) -> None:
         super().__setattr__(attribute, value)
         if isinstance(value, Parameter):
-            value.name = attribute
+            value.name = value.name or attribute  # one of another layer keeps the name that it has there
         elif isinstance(value, Layer):
             value._prefix_names(attribute)
 
@@ -91,16 +115,21 @@ class Layer:
         self._kept = None
 
     def _prefix_names(self, prefix: str) -> None:
-        for parameter in self.parameters():
-            parameter.name = f"{prefix}.{parameter.name}"
+        for name, parameter in self.named_parameters(f"{prefix}."):
+            parameter.name = name
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Yield (name, Parameter) of this layer and all below, named by their path as in torch."""
+        """Yield (name, Parameter) of this layer and all below, named by their path as in torch.
+
+        A Parameter that several layers share comes once, under its first name; `state_dict` has it under all.
+        """
+        seen: set[int] = set()
         for name, value in self._members():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-            else:
-                yield from value.named_parameters(f"{prefix}{name}.")
+            path = prefix + name
+            for pair in [(path, value)] if isinstance(value, Parameter) else value.named_parameters(f"{path}."):
+                if id(pair[1]) not in seen:
+                    seen.add(id(pair[1]))
+                    yield pair
 
     def parameters(self) -> list[Parameter]:
         """Return the parameters of this layer and all below, in a fixed order."""
@@ -160,6 +189,8 @@ class Layer:
         Values are converted to the parameters' dtype and device. Raises KeyError when names are missing or too many,
         and ValueError for another shape; nothing is changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping of names to arrays, got {type(state).__qualname__}")
         own = self.state_dict()
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
@@ -183,10 +214,19 @@ class Layer:
         """Return the gradient of the last forward's input, adding to the parameters' gradients."""
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
-    def _check_kind(self, name: str, value: Any, parameter: Parameter) -> None:
-        """Raise TypeError unless `value` is an array on the device of this layer's parameter."""
-        if type(value) is type(parameter.data):
-            return
+    def _check_kind(self, name: str, value: Any, parameter: Parameter, *, integers: bool = False) -> None:
+        """Raise TypeError unless `value` is an array on the device of this layer's parameter.
+
+        One of the other float dtype is refused too, unless integers are wanted; the rest is the function's to check.
+        """
+        data = parameter.data
+        if type(value) is type(data):
+            if value.dtype == data.dtype or integers or value.dtype not in FLOATS:
+                return
+            raise TypeError(
+                f"{name} is {value.dtype} but this {type(self).__name__} is {data.dtype}; convert with "
+                f"{name}.astype({data.dtype.name!r}), or make the layer with dtype={value.dtype.name!r}"
+            )
         if not is_array(value):
             raise wrong_array(name, value)
         _, device, convert = _other_device(value)
@@ -213,6 +253,8 @@ class Layer:
             )
         saved, shape, kind = kept
         if dy is not None and getattr(dy, "shape", None) != shape:
+            if not is_array(dy):
+                raise wrong_array("dy", dy)
             wrong_shape("dy", f"{shape}, that of the output", dy)
         if dy is not None and type(dy) is not kind and is_array(dy):
             wanted, _, convert = _other_device(dy)
@@ -243,6 +285,20 @@ def _converted(value: Any, like: Array) -> Array:
 def _other_device(array: Array) -> tuple[str, str, str]:
     """Return kind of array, name of the device, and cupy's function that takes an array there from where it is."""
     return ("CuPy", "gpu", "cupy.asarray") if device_module(array) is None else ("NumPy", "cpu", "cupy.asnumpy")
+
+
+def parameter_list(name: str, value: Any) -> list[Any]:
+    """Return one parameter or array, or any iterable of such, as a list; the entries are not looked at.
+
+    Raises TypeError for something else.
+    """
+    if isinstance(value, np.ndarray | Parameter) or is_array(value):
+        return [value]
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return list(value)
+    what = "None" if value is None else type(value).__qualname__
+    advice = "; pass its parameters()" if isinstance(value, Layer) else ""
+    raise TypeError(f"{name}: expected a list of Parameters or arrays, got {what}{advice}")
 
 
 def uniform(shape: tuple[int, ...], bound: float, rng: np.random.Generator, dtype: Any) -> Array:

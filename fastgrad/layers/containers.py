@@ -64,7 +64,7 @@ class Sequential(_Chain):
             positive(checkpoint_every=checkpoint_every)
             runs = (layers[at : at + checkpoint_every] for at in range(0, len(layers), checkpoint_every))
             self.steps = tuple(Checkpoint(_Chain(run)) for run in runs)
-        for name, layer in self._members():
+        for name, layer in reversed(list(self._members())):  # what layers share is named after the first
             layer._prefix_names(name)
 
     def _members(self) -> Iterator[tuple[str, Any]]:

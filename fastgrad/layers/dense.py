@@ -81,7 +81,7 @@ class Embedding(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return weight[x] of shape (*x.shape, embedding_dim) for integers x in [0, num_embeddings)."""
-        self._check_kind("x", x, self.weight)
+        self._check_kind("x", x, self.weight, integers=True)
         y = embedding(self.weight.data, x)
         self._keep(y, x)
         return y

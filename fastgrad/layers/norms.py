@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import init
-from fastgrad._arrays import Array
+from fastgrad._arrays import Array, is_array
 from fastgrad._checks import number
 from fastgrad.layers.base import Layer, Parameter, positive, wrong_shape
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
@@ -58,7 +58,8 @@ class LayerNorm(Layer):
     def backward(self, dy: Array) -> Array:
         """Return dx of dy's shape; adds to the gradients of weight and bias."""
         saved = self._take(dy)
-        dx, dweight, dbias = layer_norm_backward(dy.reshape(saved.shape), saved)
+        rows = dy.reshape(saved.shape) if is_array(dy) else dy
+        dx, dweight, dbias = layer_norm_backward(rows, saved)
         for parameter, gradient in ((self.weight, dweight), (self.bias, dbias)):
             if parameter is not None and gradient is not None:
                 parameter.accumulate(gradient.reshape(self.normalized_shape))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fastgrad._checks import integer, number
 from fastgrad.monitor.history import INF, NAN, NORM, RATIO, ZERO, Look
 
 # Causes before what they may lead to.
@@ -48,6 +50,21 @@ class Thresholds:
     saturated: float = 0.95
     clipped: int = 100
     patience: int = 5
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> Thresholds:
+        """Return the thresholds with those given in place of their defaults.
+
+        Raises TypeError for an unknown one and for no number, ValueError for one below 0, or looks below 1.
+        """
+        for name, value in given.items():
+            if name not in cls.__slots__:
+                raise TypeError(f"{name}: expected one of the thresholds {', '.join(cls.__slots__)}")
+            if name in ("clipped", "patience"):
+                integer(name, value, 1)
+            else:
+                number(name, value, 0.0, finite=False)
+        return cls(**given)
 
     def looks(self, kind: str) -> int:
         """Return for how many looks in a row something must hold before it is told."""

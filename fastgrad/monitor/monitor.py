@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from fastgrad._checks import integer
 from fastgrad._optimizer import Optimizer
 from fastgrad._step_report import DeviceReport, StepReport, tensor_names
+from fastgrad.layers import Layer
 from fastgrad.monitor.diagnosis import Diagnosis, Thresholds, Trouble
 from fastgrad.monitor.history import COLUMNS, File, History, Look
 from fastgrad.monitor.probes import GateProbe, biases_in_front_of_relus, saturated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from fastgrad.layers import Layer
 
 # Looks at steps on a device that are read together: the host runs ahead of the device by so many at most.
 READ_TOGETHER = 32
@@ -44,7 +44,7 @@ class GradientMonitor:
       exactly 0. Such a unit was 0 for every example of the batch; how many of them there are is what the norm pass
       counts in any case. Layers without a bias are not looked at.
     - saturated gates of LSTM and GRU layers: the values of the sigmoids in the last step of a sequence, copied in the
-      forward pass of each step that is looked at. Sequences with `lengths` are not looked at.
+      forward pass of each step that is looked at. Sequences with `lengths` are not looked at, nor is `LayerNormLSTM`.
 
     `every` counts steps of the optimizer; a step in host memory that was skipped is looked at always. Steps that are
     replayed from a graph call nobody: call `look(report)` with the report of the captured step.
@@ -66,8 +66,9 @@ class GradientMonitor:
             saturated=0.95, clipped=100, patience=5.
 
     Raises:
-        TypeError: optimizer is none, or a threshold is not known.
-        ValueError: every, keep or histograms out of range, the optimizer has health=False, the path's ending.
+        TypeError: optimizer or model is none, a threshold is not known, or a number is none.
+        ValueError: every, keep, histograms, first_step or a threshold out of range, the optimizer has health=False, the
+            path's ending.
         ModuleNotFoundError: what path or tensorboard need is not installed.
     """
 
@@ -88,16 +89,18 @@ class GradientMonitor:
             raise TypeError(f"optimizer: expected one of fastgrad's, got {type(optimizer).__qualname__}")
         if not optimizer.health:
             raise ValueError("optimizer: has health=False, so that its steps find nothing; make it with health=True")
-        for name, value, low in (("every", every, 1), ("keep", keep, 2), ("histograms", histograms, 0)):
-            if type(value) is not int or value < low:
-                raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
-        self.every, self.next_step = every, first_step
+        if model is not None and not isinstance(model, Layer):
+            raise TypeError(f"model: expected a layer of fastgrad.layers, got {type(model).__qualname__}")
+        limits = Thresholds.checked(thresholds)
+        self.every, self.next_step = integer("every", every, 1), integer("first_step", first_step, 0)
+        integer("keep", keep, 2)
+        integer("histograms", histograms, 0)
         parameters = optimizer._parameters
         self.names = tensor_names(parameters, range(len(parameters)))
         sizes = [parameter.data.size for parameter in parameters]
         relus = [] if model is None else biases_in_front_of_relus(model)
         places = [k for k, parameter in enumerate(parameters) if any(parameter is bias for bias in relus)]
-        self._diagnosis = Diagnosis(self.names, sizes, places, Thresholds(**thresholds))  # type: ignore[arg-type]
+        self._diagnosis = Diagnosis(self.names, sizes, places, limits)
         self._history = History(keep)
         self._file = None if path is None else File(Path(path), self.names, sizes)
         self._board: Any = None
@@ -194,9 +197,14 @@ class GradientMonitor:
         return figure
 
     def report(self, path: str | Path) -> Path:
-        """Write one HTML page that needs nothing else: verdict, troubles, pictures, a table of the last look."""
+        """Write one HTML page that needs nothing else: verdict, troubles, pictures, a table of the last look.
+
+        Raises FileNotFoundError where its folder does not exist.
+        """
         from fastgrad.monitor.page import write
 
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"path: expected a file in a folder that exists, got {str(path)!r}")
         self._read()
         return write(Path(path), self._history, self._diagnosis)
 

@@ -25,7 +25,7 @@ h1 { font-size: 1.4rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-to
 .verdict { padding: .7rem 1rem; border-left: .35rem solid #2a8a3e; background: #f0f8f1 }
 .verdict.trouble { border-color: #d62728; background: #fdf1f0 }
 .kind { font-weight: 600 } .past { color: #666 }
-img { width: 100%; height: auto } li { margin: .4rem 0 }
+img { width: 100%; min-width: 44rem; height: auto } li { margin: .4rem 0 }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums }
 th, td { padding: .15rem .7rem; text-align: right; white-space: nowrap } th { border-bottom: 1px solid #999 }
@@ -74,7 +74,7 @@ def _image(figure: Figure, what: str) -> str:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     data = base64.b64encode(picture.getvalue()).decode()
-    return f"<p><img alt='{escape(what)}' src='data:image/png;base64,{data}'></p>"
+    return f"<div class='wide'><img alt='{escape(what)}' src='data:image/png;base64,{data}'></div>"
 
 
 def _table(look: Look, names: tuple[str, ...], sizes: np.ndarray) -> str:

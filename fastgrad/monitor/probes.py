@@ -40,11 +40,16 @@ def biases_in_front_of_relus(model: Layer) -> list[Any]:
     return found
 
 
+def _cell(layer: Layer) -> Any:
+    """Return LSTM or GRU, for a class derived from one of them too."""
+    return next(cell for cell in SIGMOIDS if isinstance(layer, cell))
+
+
 class GateProbe:
     """Watches the gates of the LSTM and GRU layers of a model, in the last step of each sequence.
 
     wanted : says whether the gates of this forward pass are to be kept
-    Layers in evaluation, sequences with `lengths` and the reference kernels are left out.
+    Layers in evaluation, `LayerNormLSTM`, sequences with `lengths` and the reference kernels are left out.
     """
 
     def __init__(self, model: Layer, wanted: Callable[[], bool]) -> None:
@@ -66,14 +71,14 @@ class GateProbe:
             run = "" if len(saved) == 1 else f" (run {index})"
             # Backward takes the memory: a copy, of one step.
             found.append(
-                (f"{name or type(layer).__name__}{run}", len(SIGMOIDS[type(layer)]), array_module(last).array(last))
+                (f"{name or type(layer).__name__}{run}", len(SIGMOIDS[_cell(layer)]), array_module(last).array(last))
             )
         self._latest[name] = found
 
     def take(self) -> list[tuple[Any, Gates]]:
         """Return the gates of the latest forward passes, which may lie on a device, and forget them."""
         kinds = dict(self._layers)
-        found = [(type(kinds[name]), gates) for name, gates in self._latest.items()]
+        found = [(_cell(kinds[name]), gates) for name, gates in self._latest.items()]
         self._latest = {}
         return found
 

@@ -21,10 +21,9 @@ def run(names: Sequence[str], sizes: Sequence[int] | None, turns: int, as_json: 
     except ValueError as error:
         raise UserError(str(error)) from None
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {out} can't be a folder: {error.strerror}") from None
+        from fastgrad.training.run import prepare_folder
+
+        prepare_folder(out)  # before a minute is spent on what could not be written
     from fastgrad.profiling.measure import measure
     from fastgrad.profiling.show import print_profile
 

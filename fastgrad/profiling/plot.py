@@ -143,8 +143,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p.dim { color: var(--dim); }
-figure { margin: 0; background: white; border-radius: 6px; padding: .5rem; }
-figure svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; background: white; border-radius: 6px; padding: .5rem; overflow-x: auto; }
+figure svg { width: 100%; min-width: 56rem; height: auto; display: block; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .15rem .7rem; text-align: right; }

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from fastgrad.training.errors import UserError
 
-__all__ = ["exists", "load", "save", "write_atomically"]
+__all__ = ["claimed", "exists", "load", "save", "write_atomically"]
 
 FORMAT = "fastgrad checkpoint"
 VERSION = 1
@@ -34,8 +34,33 @@ ARRAYS_PATTERN = "checkpoint-*.safetensors"
 
 
 def exists(folder: Path) -> bool:
-    """Return whether `folder` holds a checkpoint, whole or damaged."""
-    return (folder / JSON_NAME).exists()
+    """Return whether `folder` holds a checkpoint, whole or damaged; False where nobody can look."""
+    return os.path.exists(folder / JSON_NAME)  # that of pathlib raises for a name too long or a folder locked
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder against other runs inside a `with` block, as far as the system has such locks; leaves no file.
+
+    Two runs that save to one folder would delete each other's arrays. The lock is the kernel's: it ends with the
+    process, however that ends. A folder that is not there is not held.
+
+    Raises UserError when another run holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        # Windows has no fcntl, and some network file systems no locks.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder} is in use by another run of fastgrad; wait for its end, or choose another --out"
+                ) from None
+        yield
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray[Any, Any]], contents: Mapping[str, Any], step: int) -> None:

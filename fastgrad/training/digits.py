@@ -17,7 +17,7 @@ import numpy as np
 from fastgrad import softmax_cross_entropy
 from fastgrad._arrays import Array
 from fastgrad.optim import Adam
-from fastgrad.training.checkpoint import write_atomically
+from fastgrad.training.checkpoint import claimed, write_atomically
 from fastgrad.training.deep import ACTIVATIONS, DeepNetwork
 from fastgrad.training.errors import Diverged, UserError
 from fastgrad.training.one_thread import one_thread
@@ -95,7 +95,8 @@ def load(seed: int) -> Split:
 def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tuple[DeepNetwork, Outcome]:
     """Train a network, and return it in evaluation mode with what happened.
 
-    stop: has `received`, None as long as training is to go on; say(line): is told how it goes, some eight times.
+    stop: has `received`, None as long as training is to go on; within an epoch the network goes back to the end of the
+    last one. say(line): is told how it goes, some eight times.
     Raises Diverged when the loss is not a number.
     """
     rng = np.random.default_rng([options.seed, 1])
@@ -114,10 +115,13 @@ def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tu
         return max(by_epoch, by_time)
 
     said = 0
+    tested: dict[str, Array] = {}
     while (share := done()) < 1 and (stop is None or stop.received is None):
         order, total = rng.permutation(len(split.images)), 0.0
         for batch in order[: batches * BATCH].reshape(batches, BATCH):
             if stop is not None and stop.received is not None:
+                if tested:
+                    network.load_state_dict(tested)  # what the last figures are about
                 return network.eval(), outcome
             # Half a cosine down to 0: the last epochs settle what the first have found.
             optimizer.param_groups[0]["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done())))
@@ -135,6 +139,7 @@ def fit(options: Options, split: Split, stop: Any = None, say: Any = None) -> tu
             step += 1
         right = network.eval().forward(split.test_images).argmax(axis=1) == split.test_digits
         network.train()
+        tested = {name: array.copy() for name, array in network.state_dict().items()}
         outcome.losses.append(total / batches)
         outcome.accuracies.append(float(right.mean()))
         outcome.seconds = time.monotonic() - start
@@ -204,6 +209,11 @@ def train(options: Options) -> int:
         _say("training on images of digits; the text file of that name is ./digits")
     split = load(options.seed)
     prepare_folder(options.out)
+    with claimed(options.out):
+        return _train(options, split)
+
+
+def _train(options: Options, split: Split) -> int:
     # Wider layers have work for all cores.
     threads = one_thread() if options.width <= 256 else nullcontext()
     # A run that diverges is told of in words.

@@ -117,7 +117,11 @@ def train(options: Options) -> int:
 
     Raises UserError for what is wrong with the input, options or folder, Diverged when the loss is not a number.
     """
-    session = _resumed(options) if options.resume else _fresh(options)
+    with contextlib.ExitStack() as held:
+        return _train(options, _resumed(options, held) if options.resume else _fresh(options, held))
+
+
+def _train(options: Options, session: Session) -> int:
     trainer, config = session.trainer, session.trainer.config
     sizes = f"{config.model.upper()}, {config.embedding} -> {config.hidden} x {config.layers}"
     if config.model == "transformer":
@@ -221,17 +225,15 @@ def _report_profile(profiler: StepProfiler, path: Path) -> None:
     print(f"profile: {profile}\ntrace: {path}; open it in https://ui.perfetto.dev or chrome://tracing\n", flush=True)
 
 
-def _fresh(options: Options) -> Session:
+def _fresh(options: Options, held: contextlib.ExitStack) -> Session:
     config = Config.of(**options.model)
     folder = options.out
-    if not options.overwrite and checkpoint.exists(folder):
-        raise UserError(
-            f"{folder} holds a checkpoint already; go on from it with --resume, replace it with --overwrite, "
-            "or choose another --out"
-        )
+    _refuse_to_replace(options)
     source = options.source if options.source is not None else BUILT_IN
     trainer = Trainer(config, Corpus.from_text(read_text(source)), options.backend or "cpu")
     prepare_folder(folder)
+    held.enter_context(checkpoint.claimed(folder))
+    _refuse_to_replace(options)  # a run that held the folder until now has left one
     steps, minutes = options.steps, options.minutes
     if steps is None and minutes is None:
         steps, minutes = DEFAULT_STEPS, DEFAULT_MINUTES
@@ -239,9 +241,18 @@ def _fresh(options: Options) -> Session:
     return Session(trainer, _remembered(source), goal, 0.0, folder)
 
 
-def _resumed(options: Options) -> Session:
+def _refuse_to_replace(options: Options) -> None:
+    if not options.overwrite and checkpoint.exists(options.out):
+        raise UserError(
+            f"{options.out} holds a checkpoint already; go on from it with --resume, replace it with --overwrite, "
+            "or choose another --out"
+        )
+
+
+def _resumed(options: Options, held: contextlib.ExitStack) -> Session:
     if options.overwrite:
         raise UserError("--resume goes on from a checkpoint and --overwrite replaces it; give one of the two")
+    held.enter_context(checkpoint.claimed(options.out))
     arrays, contents = checkpoint.load(options.out)
     path = options.out / checkpoint.JSON_NAME
     try:

@@ -1,0 +1,242 @@
+"""What people pass by mistake: an error names the argument, what was expected, what came, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import fastgrad
+from fastgrad import SGD, Adam, GradientMonitor, RMSprop, init, layers, pruning, schedules
+
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 2, 3)
+CLASSES = np.array([0, 2])
+ROWS = X.reshape(4, 3)[:2]
+
+CALLS = {
+    "an integer beyond all floats": (
+        lambda: fastgrad.clip_by_value(X.copy(), -1, 10**400),
+        (ValueError, "high: expected a number that fits a float, got an integer of 1329 bits"),
+    ),
+    "an out of another dtype": (
+        lambda: fastgrad.activation(X.astype(np.float64), "gelu", out=np.empty_like(X)),
+        (TypeError, "out is float32 but x is float64; the call writes it, so pass an array of float64"),
+    ),
+    "a bias gradient of another dtype": (
+        lambda: fastgrad.activation_backward(X, X, "gelu", bias_grad=np.empty(3)),
+        (TypeError, "bias_grad is float64 but x is float32; the call writes it, so pass an array of float32"),
+    ),
+    "a class number that is no integer": (
+        lambda: fastgrad.softmax_cross_entropy(ROWS, CLASSES, ignore_index=-1.0),
+        (TypeError, "ignore_index: expected an integer or None, got float"),
+    ),
+    "a class number that is a bool": (
+        lambda: fastgrad.softmax_cross_entropy(ROWS, CLASSES, ignore_index=True),
+        (TypeError, "ignore_index: expected an integer or None, got bool"),
+    ),
+    "a class number of an array": (
+        lambda: fastgrad.softmax_cross_entropy(ROWS, CLASSES, ignore_index=np.array([1])),
+        (TypeError, "ignore_index: expected an integer or None, got ndarray"),
+    ),
+    "a class number beyond int64": (
+        lambda: fastgrad.softmax_cross_entropy(ROWS, CLASSES, ignore_index=2**63),
+        (ValueError, "ignore_index: expected an integer of 64 bits, got 9223372036854775808"),
+    ),
+    "all that layer_norm returns": (
+        lambda: fastgrad.layer_norm_backward(X, fastgrad.layer_norm(X)),
+        (TypeError, "saved: expected what fastgrad.layer_norm returned last, got tuple"),
+    ),
+    "what batch_norm saved for layer_norm": (
+        lambda: fastgrad.layer_norm_backward(ROWS, fastgrad.batch_norm(ROWS)[1]),
+        (TypeError, "saved: expected what fastgrad.layer_norm returned last, got BatchNormSaved"),
+    ),
+    "nothing for batch_norm": (
+        lambda: fastgrad.batch_norm_backward(ROWS, None),
+        (TypeError, "saved: expected what fastgrad.batch_norm returned last, got NoneType"),
+    ),
+    "a strided running mean": (
+        lambda: fastgrad.batch_norm(ROWS, running_mean=np.zeros(6, np.float32)[::2], running_var=ROWS[0].copy()),
+        (ValueError, "running_mean: expected a C-contiguous, aligned array, which is updated in place, got strides"),
+    ),
+    "one running statistic": (
+        lambda: fastgrad.batch_norm(ROWS, running_mean=np.zeros(3, np.float32)),
+        (ValueError, "running_var: expected an array as running_mean is one, got None"),
+    ),
+    "threads by bool": (
+        lambda: fastgrad.set_num_threads(True),
+        (TypeError, "n: expected an integer, got bool"),
+    ),
+    "a monitor of no model": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), model=5),
+        (TypeError, "model: expected a layer of fastgrad.layers, got int"),
+    ),
+    "an unknown threshold": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanish=1.0),
+        (TypeError, "vanish: expected one of the thresholds vanishing, exploding, largest, update_ratio, dead, satur"),
+    ),
+    "a threshold that is no number": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanishing="1e-6"),
+        (TypeError, "vanishing: expected a number, got str"),
+    ),
+    "no looks before trouble is told": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), patience=0),
+        (ValueError, "patience: expected 1 or more, got 0"),
+    ),
+    "a first step that is no number": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), first_step="5"),
+        (TypeError, "first_step: expected an integer, got str"),
+    ),
+    "a report without a folder": (
+        lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1)).report("nowhere/page.html"),
+        (FileNotFoundError, "path: expected a file in a folder that exists, got 'nowhere/page.html'"),
+    ),
+    "a function without its gradient": (
+        lambda: fastgrad.testing.gradcheck(np.sin, np.ones(2)),
+        (TypeError, "target: expected a layer with forward and backward, got ufunc; pass the gradient of a"),
+    ),
+    "a shape that is a number": (
+        lambda: init.he_normal(5),
+        (TypeError, "shape must be a tuple of integers (out, in), got 5"),
+    ),
+    "a shape of fractions": (
+        lambda: init.orthogonal((3.5, 2)),
+        (TypeError, "shape must be a tuple of integers (out, in), got (3.5, 2)"),
+    ),
+    "the state of something else for a pruner": (
+        lambda: pruning.Pruner(ROWS.copy(), 0.5).load_state_dict({}),
+        (ValueError, "state_dict: expected what state_dict() returns, got dict"),
+    ),
+    "a dtype of None": (
+        lambda: layers.Linear(2, 3, dtype=None),
+        (TypeError, "dtype must be float32 or float64, got None"),
+    ),
+}  # fmt: skip
+
+
+def check(call, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_call(case):
+    call, (error, message) = CALLS[case]
+    check(call, error, message)
+
+
+LAYERS = {
+    "Linear": lambda: layers.Linear(3, 4),
+    "PReLU": layers.PReLU,
+    "LayerNorm": lambda: layers.LayerNorm(3),
+    "BatchNorm": lambda: layers.BatchNorm(2),
+    "LSTM": lambda: layers.LSTM(3, 4),
+    "GRU": lambda: layers.GRU(3, 4),
+    "LayerNormLSTM": lambda: layers.LayerNormLSTM(3, 4),
+    "MultiHeadAttention": lambda: layers.MultiHeadAttention(3, 1),
+    "TransformerBlock": lambda: layers.TransformerBlock(3, 1),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_float64_of_numpy_for_a_layer_of_float32(name):
+    layer = LAYERS[name]()
+    advice = "convert with x.astype('float32')"
+    with pytest.raises(TypeError, match=rf"^x is float64 but .* float32.*{re.escape(advice)}"):
+        layer.forward(X.astype(np.float64))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "Dropout", "Activation"])
+def test_a_gradient_that_is_no_array(name):
+    layer = {**LAYERS, "Dropout": layers.Dropout, "Activation": lambda: layers.Activation("gelu")}[name]()
+
+    def backward(dy):
+        y = layer.forward(X)
+        layer.backward(dy(y[0] if isinstance(y, tuple) else y))
+
+    check(lambda: backward(np.ndarray.tolist), TypeError, "dy: expected a numpy.ndarray or cupy.ndarray, got list")
+    if "LSTM" not in name and name != "GRU":  # whose last state alone may have a gradient
+        check(lambda: backward(lambda y: None), TypeError, "dy: expected a numpy.ndarray or cupy.ndarray, got None")
+
+
+def test_numbers_that_are_no_integers_for_an_embedding():
+    for x in (X, X.astype(np.float64)):
+        message = f"indices: expected integers, got {x.dtype}; convert it with indices.astype('int64')"
+        check(lambda x=x: layers.Embedding(5, 2).forward(x), TypeError, message)
+
+
+def test_a_gradient_of_another_shape_or_dtype_is_refused_where_it_is_made():
+    """NumPy would broadcast the second of two into the first, and train on a wrong gradient in silence."""
+    linear = layers.Linear(3, 4)
+    bias = linear.bias
+    bias.accumulate(np.ones(4, np.float32))
+    said = "gradient of bias: expected a float32 array of shape (4,), that of its data, got "
+    for wrong, what in (
+        (np.ones(1, np.float32), "float32 of shape (1,)"),
+        (np.ones(4), "float64 of shape (4,)"),
+        (np.ones((4, 1), np.float32), "float32 of shape (4, 1)"),
+        (np.float32(1), "float32"),
+        ([1.0] * 4, "list"),
+        (None, "NoneType"),
+    ):
+        check(lambda wrong=wrong: bias.accumulate(wrong), (TypeError, ValueError), said + what)
+        assert (bias.grad == 1).all()
+        bias.grad = None
+        check(lambda wrong=wrong: bias.accumulate(wrong), (TypeError, ValueError), said + what)
+        bias.accumulate(np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([1.0], TypeError, "data: expected a numpy.ndarray or cupy.ndarray, got list"),
+        (np.ones(2, int), TypeError, "data: expected float32 or float64, got int64"),
+        (np.ones(2, np.float16), TypeError, "data: expected float32 or float64, got float16"),
+        (np.ma.ones(2), TypeError, "data: expected a numpy.ndarray or cupy.ndarray, got numpy.ma"),
+    ],
+)
+def test_a_parameter_of_something_else(data, error, message):
+    check(lambda: layers.Parameter(data), error, message)
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD, RMSprop])
+def test_an_optimizer_of_no_list(kind):
+    for wrong, message in (
+        (layers.Linear(2, 3), "params: expected a list of Parameters or arrays, got Linear; pass its parameters()"),
+        (None, "params: expected a list of Parameters or arrays, got None"),
+        ("weights", "params: expected a list of Parameters or arrays, got str"),
+        (5, "params: expected a list of Parameters or arrays, got int"),
+    ):
+        check(lambda wrong=wrong: kind(wrong, lr=0.1), TypeError, message)
+        check(lambda wrong=wrong: kind([{"params": wrong}], lr=0.1), TypeError, message.replace(":", "[0]:", 1))
+
+
+def test_a_state_that_is_none():
+    optimizer, linear = SGD([np.ones(2)], lr=0.1), layers.Linear(2, 3)
+    check(lambda: optimizer.load_state_dict(None), TypeError, "state_dict: expected what state_dict() returns, got No")
+    check(
+        lambda: optimizer.load_state_dict({"state": {}}),
+        ValueError,
+        "state_dict: the entry 'param_groups' is missing; expected what state_dict() returns",
+    )
+    check(lambda: linear.load_state_dict(None), TypeError, "state: expected a mapping of names to arrays, got NoneType")
+
+
+def test_a_loaded_state_has_no_skipped_steps_behind_it():
+    optimizer = Adam([np.ones(2)], max_skips=2)
+    state = optimizer.state_dict()
+    assert optimizer.step(np.full(2, np.nan)).skipped
+    optimizer.load_state_dict(state)
+    assert optimizer.step(np.full(2, np.nan)).skipped
+
+
+def test_a_monitor_and_an_optimizer_take_the_integers_of_numpy():
+    optimizer = Adam([np.ones(2)], max_skips=np.int64(3))
+    assert optimizer.max_skips == 3 and GradientMonitor(optimizer, every=np.int32(2)).every == 2
+
+
+def test_schedules_take_the_integers_of_numpy():
+    rate = schedules.chain((np.int64(2), schedules.Linear(0.0, 1.0, np.int32(2))), schedules.Cosine(1.0, np.int64(4)))
+    assert [rate(step) for step in range(3)] == [0.0, 0.5, 1.0]
+    check(lambda: schedules.Step(1.0, True), TypeError, "every: expected an integer, got bool")
+    check(lambda: schedules.Step(1.0, 2.0), TypeError, "every: expected an integer, got float")
