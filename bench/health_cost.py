@@ -13,8 +13,8 @@ from bench_health import gradients
 from inputs import LISTS, QUICK, copies
 
 import fastgrad
-from fastgrad._checks import TensorGroups
 from fastgrad._dispatch import kernels
+from fastgrad._tensor_lists import TensorGroups
 from fastgrad.profiling.turns import Contestant, by_turns
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -24,27 +23,29 @@ from fastgrad._arrays import (
     ready,
     writeable,
 )
-from fastgrad._device_lists import plain
 from fastgrad._dispatch import get_backend, wrong_array
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _INT64 = np.dtype(np.int64)
 
 
-def _wrong_dtype(name: str, dtype: np.dtype) -> TypeError:
+def wrong_dtype(name: str, dtype: np.dtype) -> TypeError:
+    """Return the error for an array of a dtype that no kernel takes."""
     if dtype.newbyteorder("=") in FLOATS:
         return TypeError(f"{name}: expected native byte order, got {dtype.str}; use {name}.astype({dtype.name!r})")
     return TypeError(f"{name}: expected float32 or float64, got {dtype}; convert it with {name}.astype(...)")
 
 
-def _other_dtype(name: str, dtype: np.dtype, like_name: str, like: np.dtype) -> TypeError:
+def other_dtype(name: str, dtype: np.dtype, like_name: str, like: np.dtype) -> TypeError:
+    """Return the error for an array whose dtype is not that of another."""
     return TypeError(
         f"{name} is {dtype} but {like_name} is {like}; all arrays of one call share one dtype, "
         f"convert with {name}.astype({like.name!r})"
     )
 
 
-def _same_kind(name: str, value: Array, like_name: str, like: Array) -> None:
+def same_kind(name: str, value: Array, like_name: str, like: Array) -> None:
+    """Raise TypeError unless both are NumPy arrays, or both CuPy's."""
     if type(value) is not type(like):
         here, there = kind_name(value), kind_name(like)
         convert = f"cupy.asarray({name})" if there == "CuPy" else f"cupy.asnumpy({name})"
@@ -65,7 +66,7 @@ def float_array(name: str, value: Any) -> Array:
     if not is_array(value):
         raise wrong_array(name, value)
     if value.dtype not in FLOATS:
-        raise _wrong_dtype(name, value.dtype)
+        raise wrong_dtype(name, value.dtype)
     return value if ready(value) else contiguous_copy(value)
 
 
@@ -88,9 +89,9 @@ def float_array_like(name: str, value: Any, like_name: str, like: Array, shape: 
     ):
         return value
     array = float_array(name, value)
-    _same_kind(name, array, like_name, like)
+    same_kind(name, array, like_name, like)
     if array.dtype != like.dtype:
-        raise _other_dtype(name, array.dtype, like_name, like.dtype)
+        raise other_dtype(name, array.dtype, like_name, like.dtype)
     if shape is None:
         if array.shape != like.shape:
             raise ValueError(f"{name}: expected the shape of {like_name}, {like.shape}, got {array.shape}")
@@ -115,9 +116,9 @@ def sized_array(
     """
     array = float_array(name, value)
     if like is not None and (type(array) is not type(like) or array.dtype is not like.dtype):
-        _same_kind(name, array, like_name, like)
+        same_kind(name, array, like_name, like)
         if array.dtype != like.dtype:
-            raise _other_dtype(name, array.dtype, like_name, like.dtype)
+            raise other_dtype(name, array.dtype, like_name, like.dtype)
     axes = _axes(letters)
     shape = array.shape
     fits = len(shape) == len(axes)
@@ -145,9 +146,9 @@ def _axes(letters: str) -> tuple[tuple[str, int], ...]:
 
 def same_array(name: str, value: Array, like_name: str, like: Array) -> None:
     """Raise TypeError unless an array is of the kind (NumPy, CuPy) and the dtype of another."""
-    _same_kind(name, value, like_name, like)
+    same_kind(name, value, like_name, like)
     if value.dtype != like.dtype:
-        raise _other_dtype(name, value.dtype, like_name, like.dtype)
+        raise other_dtype(name, value.dtype, like_name, like.dtype)
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -166,10 +167,11 @@ def overlap(a: Array, b: Array) -> bool:
 
 
 def _same_elements(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.strides == b.strides and _byte_range(a) == _byte_range(b)
+    return a.shape == b.shape and a.strides == b.strides and byte_range(a) == byte_range(b)
 
 
-def _byte_range(a: Array) -> tuple[int, int]:
+def byte_range(a: Array) -> tuple[int, int]:
+    """Return the address of the first byte of an array, and of the one behind its last."""
     a = layout(a)
     low = high = a.__array_interface__["data"][0]
     for size, stride in zip(a.shape, a.strides, strict=True):
@@ -212,7 +214,7 @@ def output(
         return empty(shape, like.dtype, like)
     if not is_array(value):
         raise wrong_array(name, value)
-    _same_kind(name, value, like_name, like)
+    same_kind(name, value, like_name, like)
     if value.dtype != like.dtype:
         # A converted copy would receive the result, and the caller's array nothing.
         raise TypeError(
@@ -245,215 +247,6 @@ def finish(value: Array | None, written: Array) -> Array:
         return written
     assign(value, written)
     return value
-
-
-def tensor_list(name: str, value: Any) -> list[Array]:
-    """Return one array, or a list or tuple of arrays, as a list; the entries are not looked at.
-
-    Raises:
-        TypeError: something else, such as a generator or a dictionary.
-    """
-    if type(value) is list:
-        return value
-    if isinstance(value, np.ndarray) or is_array(value):
-        return [value]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return list(value)
-    raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__qualname__}")
-
-
-Group = tuple[str, Any, bool]
-
-
-def _plan(sets: Sequence[Sequence[Group]]) -> Any:
-    """Return a plan of the compiled check with these lists in it, or None where `_examine` must have its say.
-
-    A set: lists of the same length and shapes, each with its name and whether it is written.
-    """
-    if get_backend() == "reference":
-        return None
-    arrays: list[Array] = []
-    shapes = []
-    for groups in sets:
-        length = len(groups[0][1])
-        written, bit = 0, 1
-        for _, entries, is_written in groups:
-            if len(entries) != length:
-                return None
-            arrays += entries
-            if is_written:
-                written |= bit
-            bit += bit
-        shapes.append((len(groups), length, written))
-    return _lists().take(tuple(shapes), arrays) if arrays and type(arrays[0]) is np.ndarray else None
-
-
-def _plan_of(values: tuple[Any, ...], written: int) -> Any:
-    """The same for one set of lists, or of single arrays; a bit of `written` for each that is."""
-    if get_backend() == "reference":
-        return None
-    first = values[0]
-    if type(first) is np.ndarray:
-        return _lists().take(((len(values), 1, written),), list(values))
-    if type(first) is not list or not first or type(first[0]) is not np.ndarray:
-        return None
-    length = len(first)
-    arrays: list[Array] = []
-    for entries in values:
-        if type(entries) is not list or len(entries) != length:
-            return None
-        arrays += entries
-    return _lists().take(((len(values), length, written),), arrays)
-
-
-@functools.cache
-def _lists() -> ModuleType:
-    # Not imported before it is used: the checks of the reference kernels need no compiler. The statement itself, where
-    # each call comes by it, takes 0.5 us.
-    from fastgrad.kernels import lists
-
-    return lists
-
-
-def _examine(groups: Sequence[Group]) -> None:
-    """Raise the error of the first array that is wrong."""
-    first_name, first, _ = groups[0]
-    like: tuple[str, Array] | None = None
-    for name, arrays, written in groups:
-        if len(arrays) != len(first):
-            raise ValueError(f"{name}: expected {len(first)} arrays, as many as {first_name}, got {len(arrays)}")
-        for k, a in enumerate(arrays):
-            label = f"{name}[{k}]"
-            if not is_array(a):
-                raise wrong_array(label, a)
-            if a.dtype not in FLOATS:
-                raise _wrong_dtype(label, a.dtype)
-            if like is None:
-                like = (label, a)
-            _same_kind(label, a, *like)
-            if a.dtype != like[1].dtype:
-                raise _other_dtype(label, a.dtype, like[0], like[1].dtype)
-            if a.shape != first[k].shape:
-                wanted = f"the shape of {first_name}[{k}], {first[k].shape}"
-                raise ValueError(f"{label}: expected {wanted}, got {a.shape}")
-            if written and not writeable(a):
-                raise ValueError(f"{label}: the array is read-only, but this call writes it; pass a writable one")
-            if written and a.size and not distinct(a):
-                raise ValueError(
-                    f"{label}: several entries share one place in memory (a broadcast view); pass a plain array"
-                )
-    _check_apart(groups)
-
-
-def _check_apart(groups: Sequence[Group]) -> None:
-    ranges = []
-    for name, arrays, written in groups:
-        for k, a in enumerate(arrays):
-            if a.size:
-                low, high = _byte_range(a)
-                ranges.append((low, high, written, name, k, a))
-    ranges.sort(key=operator.itemgetter(0))
-    # Ranges that reach past the start of the next one: of overlapping inputs or strided views, else none.
-    active: list[tuple] = []
-    for entry in ranges:
-        active = [other for other in active if other[1] > entry[0]]
-        for other in active:
-            if (entry[2] or other[2]) and overlap(entry[5], other[5]):
-                one, two = sorted(f"{e[3]}[{e[4]}]" for e in (other, entry))
-                raise ValueError(f"{one} and {two} overlap in memory; this call needs arrays of their own")
-        active.append(entry)
-
-
-class TensorSets:
-    """Checked sets of lists of arrays of one call, contiguous, with what it takes to write results back.
-
-    On the CPU kernels the lists of a well-formed call are rows of tables of addresses kept from earlier calls.
-
-    Args:
-        sets: each of groups (name, an array or a list of arrays, whether the kernel writes them). A set's first group
-            decides its lengths and shapes, the very first array the dtype of all. Every written array must not overlap
-            any other array of the call; arrays that are only read may overlap.
-
-    Raises:
-        TypeError: an entry is not an array, not float32 or float64, or not of the same dtype as the others.
-        ValueError: lengths or shapes differ, a written array is read-only, or arrays overlap.
-    """
-
-    __slots__ = ("_copies", "_plan", "sets")
-
-    def __init__(self, sets: Sequence[Sequence[Group]]) -> None:
-        self._copies: list[tuple[Array, Array]] = []
-        sets = [[(name, tensor_list(name, value), written) for name, value, written in groups] for groups in sets]
-        self._plan = _plan(sets)
-        if self._plan is not None:
-            self.sets = self._plan.sets
-            return
-        if plain(sets):
-            self.sets = [[arrays for _, arrays, _ in groups] for groups in sets]
-            return
-        if len(sets) > 1:
-            # The sets behind one another, as far as all have a list, for what holds from one set to another.
-            joined = list(zip(*sets, strict=False))
-            _examine([(same[0][0], [a for group in same for a in group[1]], same[0][2]) for same in joined])
-        for groups in sets:
-            _examine(groups)
-        self.sets = [[self._contiguous(arrays, written) for _, arrays, written in groups] for groups in sets]
-
-    def _contiguous(self, arrays: list[Array], written: bool) -> list[Array]:
-        result = []
-        for a in arrays:
-            if ready(a):
-                result.append(a)
-            else:
-                copy = contiguous_copy(a)
-                result.append(copy)
-                if written:
-                    self._copies.append((a, copy))
-        return result
-
-    @property
-    def tabled(self) -> bool:
-        """Say whether the lists are rows of tables: what the CPU kernels take fastest."""
-        return self._plan is not None
-
-    def done(self) -> None:
-        """End the call: copy what the kernel wrote into the caller's strided arrays, and give the table back."""
-        for target, copy in self._copies:
-            assign(target, copy)
-        if self._plan is not None:
-            self._plan.give_back()
-
-
-@functools.cache
-def _names(words: str) -> tuple[list[tuple[str, bool]], int]:
-    """Return each name with whether it is written, and a bit for each that is."""
-    names = [(word.rstrip("!"), word.endswith("!")) for word in words.split()]
-    return names, sum(written << k for k, (_, written) in enumerate(names))
-
-
-class TensorGroups(TensorSets):
-    """One set of lists, or of single arrays; see `TensorSets`.
-
-    Args:
-        words: their names, with a "!" behind those that the kernel writes: "params! grads".
-    """
-
-    __slots__ = ()
-
-    def __init__(self, words: str, *values: Any) -> None:
-        names, written = _names(words)
-        self._copies = []
-        self._plan = _plan_of(values, written)
-        if self._plan is not None:
-            self.sets = self._plan.sets
-        else:
-            groups = [(name, value, is_written) for (name, is_written), value in zip(names, values, strict=True)]
-            TensorSets.__init__(self, (groups,))
-
-    @property
-    def lists(self) -> list[Any]:
-        """The checked list of each group, in their order."""
-        return self.sets[0]
 
 
 def number(
@@ -521,6 +314,16 @@ def saved_by(kind: type, value: Any, function: str) -> None:
         raise TypeError(f"saved: expected what fastgrad.{function} returned last, got {type(value).__qualname__}")
 
 
+@functools.cache
+def compiled_lists() -> ModuleType:
+    """Return `fastgrad.kernels.lists`."""
+    # Not imported before it is used: the checks of the reference kernels need no compiler. The statement itself, where
+    # each call comes by it, takes 0.5 us.
+    from fastgrad.kernels import lists
+
+    return lists
+
+
 def integers(
     name: str,
     value: Any,
@@ -554,13 +357,13 @@ def integers(
         and (like is None or type(like) is np.ndarray)
         and get_backend() != "reference"
         # In compiled code: the smallest and the largest of few entries take NumPy 2 us.
-        and _lists().all_within(value, low, high, low if ignored is None else ignored)
+        and compiled_lists().all_within(value, low, high, low if ignored is None else ignored)
     ):
         return value
     if not is_array(value):
         raise wrong_array(name, value)
     if like is not None and type(value) is not type(like) and is_array(like):
-        _same_kind(name, value, like_name, like)
+        same_kind(name, value, like_name, like)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {value.dtype}; convert it with {name}.astype('int64')")
     if shape is not None and value.shape != shape:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import copy_like, to_host
-from fastgrad._checks import TensorSets
 from fastgrad._dispatch import kernels
 from fastgrad._step_report import Contents, DeviceReport, StepReport, blame, tensor_names
+from fastgrad._tensor_lists import TensorSets
 from fastgrad.clipping import clip_coefficient, project, weight_range
 
 if TYPE_CHECKING:

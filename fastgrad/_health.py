@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import Array, device_module
-from fastgrad._checks import TensorGroups, tensor_list
 from fastgrad._dispatch import list_kernels
+from fastgrad._tensor_lists import TensorGroups, tensor_list
 
 
 class TensorHealth(NamedTuple):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad._arrays import copy_like, is_array, kind_name
-from fastgrad._checks import FLOATS, TensorSets, integer, number
+from fastgrad._checks import FLOATS, integer, number
 from fastgrad._dispatch import kernels, list_kernels, wrong_array
 from fastgrad._health import Health
 from fastgrad._step_report import StepReport, blame, hopeless, tensor_names, update_ratios
+from fastgrad._tensor_lists import TensorSets
 from fastgrad.clipping import PROJECTION, check_projection, clip_coefficient, project, weight_range
 from fastgrad.gradient_norm import GradientNorm, checked_gradient_norm, refuse_device
 from fastgrad.layers import Parameter

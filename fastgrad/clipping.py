@@ -9,8 +9,9 @@ from typing import Any, overload
 import numpy as np
 
 from fastgrad._arrays import array_module
-from fastgrad._checks import Array, TensorGroups, number
+from fastgrad._checks import Array, number
 from fastgrad._dispatch import list_kernels, on_device
+from fastgrad._tensor_lists import TensorGroups
 
 # As in torch.nn.utils.clip_grad_norm_: keeps the coefficient finite for a norm of 0.
 NORM_EPS = 1e-6

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._checks import Array, TensorGroups, tensor_list
+from fastgrad._checks import Array
 from fastgrad._dispatch import kernels, list_kernels, on_device
+from fastgrad._tensor_lists import TensorGroups, tensor_list
 
 
 class _Fed(weakref.ref[Array]):

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from fastgrad._arrays import copy_like, to_host
-from fastgrad._checks import Array, TensorGroups, float_array, number
+from fastgrad._checks import Array, float_array, number
 from fastgrad._dispatch import list_kernels
+from fastgrad._tensor_lists import TensorGroups
 from fastgrad.layers import Parameter
 from fastgrad.layers.base import describe, parameter_list
 from fastgrad.schedules import _steps

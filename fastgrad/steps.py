@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgrad._checks import Array, TensorGroups, number, tensor_list
+from fastgrad._checks import Array, number
 from fastgrad._dispatch import kernels, list_kernels, on_device
+from fastgrad._tensor_lists import TensorGroups, tensor_list
 from fastgrad.clipping import clip_coefficient
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from fastgrad.kernels import activation_ref
 from support import random
 
 import fastgrad
-from fastgrad import _arrays, _checks, _dispatch
+from fastgrad import _arrays, _checks, _dispatch, _tensor_lists
 
 
 def test_backends_are_chosen_inside_out():
@@ -103,7 +103,7 @@ def test_checks_of_200_tensors_take_less_than_two_milliseconds():
         [[random(k, 1000, np.float32) for k in range(200)] for _ in range(4)],
         [[flat[k * 1000 : (k + 1) * 1000] for k in range(200)] for flat in whole],
     ):
-        best = min(timeit.repeat(lambda: _checks.TensorGroups("a! b! c! d!", *lists), number=1, repeat=20))  # noqa: B023
+        best = min(timeit.repeat(lambda: _tensor_lists.TensorGroups("a! b! c! d!", *lists), number=1, repeat=20))  # noqa: B023
         assert best < 2e-3
 
 

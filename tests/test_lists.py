@@ -18,7 +18,7 @@ from fastgrad.kernels import lists
 from support import random
 
 import fastgrad
-from fastgrad._checks import TensorGroups
+from fastgrad._tensor_lists import TensorGroups
 
 SHAPES = [(4, 6), (7,), (), (0, 3), (2, 3, 4), (24,), (1, 24)]
 NAMES = ("params", "grads", "state")
