@@ -15,6 +15,7 @@ from fastgrad._health import Health, health
 from fastgrad._subnormals import get_subnormals, set_subnormals, subnormals
 from fastgrad.activations import activation, activation_backward, prelu, prelu_backward
 from fastgrad.clipping import adaptive_clip, clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
+from fastgrad.gate_orders import reorder_gates
 from fastgrad.glu import geglu, geglu_backward, swiglu, swiglu_backward
 from fastgrad.losses import binary_cross_entropy_with_logits, mse, softmax_cross_entropy
 from fastgrad.normalization import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
@@ -28,7 +29,6 @@ from fastgrad.recurrent import (
     lstm_backward,
     lstm_cell,
     lstm_cell_backward,
-    reorder_gates,
 )
 from fastgrad.regularization import activation_dropout, activation_dropout_backward, dropout, dropout_backward
 from fastgrad.scaled_dot_product import attention, attention_backward

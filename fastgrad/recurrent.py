@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad._arrays import array_module, copy_like, device_module, is_array, kept_for_graphs, layout, zeros
-from fastgrad._checks import Array, float_array_like, sequence_lengths, sized_array
+from fastgrad._arrays import copy_like, zeros
+from fastgrad._checks import Array, float_array_like, saved_by, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
 from fastgrad._shapes import Shapes
@@ -92,8 +92,7 @@ class Saved:
 
 
 def _saved_by(op: str, saved: Any) -> Saved:
-    if not isinstance(saved, Saved):
-        raise TypeError(f"saved: expected what fastgrad.{op} returned last, got {type(saved).__qualname__}")
+    saved_by(Saved, saved, op)
     if saved.op != op:
         raise TypeError(f"saved: it came from fastgrad.{saved.op}, so call {saved.op}_backward; expected {op}")
     return saved
@@ -485,72 +484,3 @@ def gru_cell_backward(dh_next: Array, saved: Saved, *, state_grad_clip: float | 
     saved = _saved_by("gru_cell", saved)
     gradient = _gradient("dh_next", dh_next, saved, saved.y_shape)
     return GRUCellGradients(*saved.kernel.backward_step(gradient, saved.payload, clip_of(state_grad_clip)))
-
-
-# Which gate stands at each place, by framework. Keras and ONNX name the update gate z and the candidate h or c.
-GATE_ORDERS: dict[str, dict[str, str]] = {
-    "lstm": {"torch": "ifgo", "keras": "ifgo", "onnx": "iofg", "cudnn": "ifgo"},
-    "gru": {"torch": "rzn", "keras": "zrn", "onnx": "zrn", "cudnn": "rzn"},
-}
-
-
-def reorder_gates(
-    array: Array, cell: str, *, source: str, target: str = "torch", axis: int = 0, out: Array | None = None
-) -> Array:
-    """Return weights or biases with their gates in the order of another framework.
-
-    ======= ============= ============= ============= =============
-    cell    torch         keras         onnx          cudnn
-    ======= ============= ============= ============= =============
-    lstm    i f g o       i f g o       i o f g       i f g o
-    gru     r z n         z r n         z r n         r z n
-    ======= ============= ============= ============= =============
-
-    Only the order of the gates changes. Keras keeps its kernels transposed, (I, 4H): use axis=1 there and transpose
-    afterwards; both a Keras GRU with reset_after and an ONNX GRU or LSTM keep two biases in one array.
-
-    Args:
-        array: any dtype; its size along axis is a multiple of the number of gates (lstm 4, gru 3).
-        cell: "lstm" or "gru".
-        source, target: "torch", "keras", "onnx" or "cudnn".
-        axis: the axis of the gates.
-        out: array of the shape and dtype of array that receives the result; may not overlap array.
-
-    Returns:
-        A new array of the shape and dtype of array, also where nothing moves; `out` itself where it is given.
-
-    Raises:
-        TypeError: array or out is no array, or out has another dtype.
-        ValueError: cell, source, target or axis is not known, the axis does not divide into the gates, out has another
-            shape, is read-only or overlaps array.
-    """
-    if not isinstance(array, np.ndarray) and not is_array(array):
-        raise TypeError(f"array: expected a numpy.ndarray or cupy.ndarray, got {type(array).__qualname__}")
-    if cell not in GATE_ORDERS:
-        raise ValueError(f"cell: expected one of {', '.join(GATE_ORDERS)}, got {cell!r}")
-    orders = GATE_ORDERS[cell]
-    for name, framework in (("source", source), ("target", target)):
-        if framework not in orders:
-            raise ValueError(f"{name}: expected one of {', '.join(orders)}, got {framework!r}")
-    if not -array.ndim <= axis < array.ndim:
-        raise ValueError(f"axis: expected one of the {array.ndim} axes of array, got {axis}")
-    gates = len(orders[source])
-    if array.shape[axis] % gates:
-        raise ValueError(
-            f"array: expected a multiple of {gates} (the gates of a {cell}) along axis {axis}, got shape {array.shape}"
-        )
-    if out is not None:
-        kind = f"{'cupy' if device_module(array) else 'numpy'}.ndarray"
-        if array_module(out) is not array_module(array) or not hasattr(out, "dtype") or out.dtype != array.dtype:
-            got = out.dtype if type(out) is type(array) else type(out).__qualname__
-            raise TypeError(f"out: expected a {kind} of {array.dtype}, got {got}")
-        if out.shape != array.shape:
-            raise ValueError(f"out: expected shape {array.shape}, got {out.shape}")
-        if isinstance(out, np.ndarray) and not out.flags.writeable:
-            raise ValueError("out: the array is read-only; pass a writable one")
-        places = [a if isinstance(a, np.ndarray) else layout(a) for a in (out, array)]
-        if np.shares_memory(places[0], places[1]):
-            raise ValueError("out and array overlap in memory; pass an array of its own as out")
-    module = array_module(array)
-    parts = dict(zip(orders[source], module.split(array, gates, axis=axis), strict=True))
-    return kept_for_graphs(module.concatenate([parts[gate] for gate in orders[target]], axis=axis, out=out))

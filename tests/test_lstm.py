@@ -378,7 +378,7 @@ class TestReorderGates:
         error(ValueError, "axis: expected one of the 2 axes of array, got 2", array, "gru", source="onnx", axis=2)
         error(TypeError, "array: expected a numpy.ndarray or cupy.ndarray, got list", [1, 2, 3], "gru", source="onnx")
         error(ValueError, "out and array overlap", array, "lstm", source="onnx", out=array)
-        error(TypeError, "out: expected a numpy.ndarray of float64, got float32", array, "lstm", source="onnx",
+        error(TypeError, "out is float32 but array is float64", array, "lstm", source="onnx",
               out=array.astype(np.float32))  # fmt: skip
         error(
             ValueError,

@@ -71,6 +71,30 @@ CALLS = {
         lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), model=5),
         (TypeError, "model: expected a layer of fastgrad.layers, got int"),
     ),
+    "a masked array of weights": (
+        lambda: fastgrad.reorder_gates(np.ma.ones((4, 2)), "lstm", source="onnx"),
+        (TypeError, "array: expected a numpy.ndarray or cupy.ndarray, got numpy.ma.MaskedArray; a subclass of it"),
+    ),
+    "a matrix of weights": (
+        lambda: fastgrad.reorder_gates(np.ones((4, 2)).view(np.matrix), "lstm", source="onnx"),
+        (TypeError, "array: expected a numpy.ndarray or cupy.ndarray, got numpy.matrix; a subclass of it"),
+    ),
+    "a masked array for reordered weights": (
+        lambda: fastgrad.reorder_gates(np.ones((4, 2)), "lstm", source="onnx", out=np.ma.ones((4, 2))),
+        (TypeError, "out: expected a numpy.ndarray or cupy.ndarray, got numpy.ma.MaskedArray; a subclass of it"),
+    ),
+    "a list of cells": (
+        lambda: fastgrad.reorder_gates(np.ones((4, 2)), ["lstm"], source="onnx"),
+        (TypeError, "cell: expected a string, got list"),
+    ),
+    "a list of frameworks": (
+        lambda: fastgrad.reorder_gates(np.ones((4, 2)), "lstm", source=["onnx"]),
+        (TypeError, "source: expected a string, got list"),
+    ),
+    "an axis by name": (
+        lambda: fastgrad.reorder_gates(np.ones((4, 2)), "lstm", source="onnx", axis="gates"),
+        (TypeError, "axis: expected an integer, got str"),
+    ),
     "an unknown threshold": (
         lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanish=1.0),
         (TypeError, "vanish: expected one of the thresholds vanishing, exploding, largest, update_ratio, dead, satur"),
