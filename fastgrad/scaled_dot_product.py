@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import Array, empty, is_array
-from fastgrad._checks import distinct, finish, float_array, number, output, same_array, sequence_lengths
+from fastgrad._checks import distinct, finish, float_array, number, output, same_array, saved_by, sequence_lengths
 from fastgrad._dispatch import kernels
 from fastgrad._shapes import Shapes
 from fastgrad.regularization import counted
@@ -172,11 +172,12 @@ def attention_backward(
         A named tuple dq, dk, dv; the arrays of `out` themselves where given.
 
     Raises:
-        TypeError: dy is no array or not of the dtype of q; out is no triple.
+        TypeError: dy is no array or not of the dtype of q; saved does not come from `attention`; out is no triple.
         ValueError: a shape does not fit, an array of out is read-only or overlaps.
 
     Source: Dao et al., FlashAttention, 2022.
     """
+    saved_by(AttentionSaved, saved, "attention")
     q, k = saved.q, saved.k
     gradient = dy if _GRADIENT.fit(dy, q) else _read("dy", dy, q, q.shape)
     if out is None and q.size and k.size:

@@ -95,6 +95,14 @@ CALLS = {
         lambda: fastgrad.reorder_gates(np.ones((4, 2)), "lstm", source="onnx", axis="gates"),
         (TypeError, "axis: expected an integer, got str"),
     ),
+    "nothing for attention": (
+        lambda: fastgrad.attention_backward(X.reshape(1, 2, 2, 3), None),
+        (TypeError, "saved: expected what fastgrad.attention returned last, got NoneType"),
+    ),
+    "all that attention returns": (
+        lambda: fastgrad.attention_backward(X.reshape(1, 2, 2, 3), fastgrad.attention(*[X.reshape(1, 2, 2, 3)] * 3)),
+        (TypeError, "saved: expected what fastgrad.attention returned last, got tuple"),
+    ),
     "an unknown threshold": (
         lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanish=1.0),
         (TypeError, "vanish: expected one of the thresholds vanishing, exploding, largest, update_ratio, dead, satur"),
