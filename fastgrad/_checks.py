@@ -314,6 +314,13 @@ def saved_by(kind: type, value: Any, function: str) -> None:
         raise TypeError(f"saved: expected what fastgrad.{function} returned last, got {type(value).__qualname__}")
 
 
+def no_gradient(names: str) -> TypeError:
+    """Return the error for a backward call without any gradient, of which the caller has most likely lost one."""
+    return TypeError(
+        f"{names}: expected an array for at least one of them, got None for all; pass zeros if they are zero"
+    )
+
+
 @functools.cache
 def compiled_lists() -> ModuleType:
     """Return `fastgrad.kernels.lists`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastgrad._arrays import Array, zeros
-from fastgrad._checks import number, sized_array
+from fastgrad._checks import no_gradient, number, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
 from fastgrad.kernels.layer_norm_lstm import Weights
@@ -128,7 +128,7 @@ def layer_norm_lstm_backward(
     Args:
         dy: gradient of y (T, B, H); entries past a length do not count.
         dhn, dcn: gradients of the final state, (B, H).
-        saved: what `layer_norm_lstm` returned last. Any of the three gradients may be None, which stands for zeros.
+        saved: what `layer_norm_lstm` returned last. Gradients may be None, which stands for zeros, but not all three.
         state_grad_clip: bound to which every step clamps the gradient of the state that it hands to the step before,
             as in `lstm_backward`; None for no bound.
 
@@ -141,6 +141,8 @@ def layer_norm_lstm_backward(
         TypeError, ValueError: as in `lstm_backward`.
     """
     saved = _saved_by("layer_norm_lstm", saved)
+    if dy is None and dhn is None and dcn is None:
+        raise no_gradient("dy, dhn, dcn")
     state = saved.state.shape
     payload, has_bias_c = saved.payload
     dx, dh0, dc0, d = saved.kernel.backward(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import copy_like, zeros
-from fastgrad._checks import Array, float_array_like, saved_by, sequence_lengths, sized_array
+from fastgrad._checks import Array, float_array_like, no_gradient, saved_by, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
 from fastgrad._shapes import Shapes
@@ -242,7 +242,7 @@ def lstm_backward(
     Args:
         dy: gradient of y (T, B, H); entries past a length do not count.
         dhn, dcn: gradients of the final state, (B, H).
-        saved: what `lstm` returned last. Any of the three gradients may be None, which stands for zeros.
+        saved: what `lstm` returned last. Gradients may be None, which stands for zeros, but not all three.
         state_grad_clip: bound of the gradient of the state, at least 0; None for no bound. NaN stays NaN, and Inf
             becomes the bound.
 
@@ -251,10 +251,12 @@ def lstm_backward(
         last two None where there was no bias. Summed in a fixed order: the same bits for any number of threads.
 
     Raises:
-        TypeError: a gradient is no array or of another dtype; saved comes from another function.
+        TypeError: a gradient is no array or of another dtype, or all are None; saved comes from another function.
         ValueError: a shape does not fit, or state_grad_clip is negative.
     """
     saved = _saved_by("lstm", saved)
+    if dy is None and dhn is None and dcn is None:
+        raise no_gradient("dy, dhn, dcn")
     state = saved.state.shape
     dx, dh0, dc0, dweight_ih, dweight_hh, dbias = saved.kernel.backward(
         _gradient("dy", dy, saved, saved.y_shape),
@@ -311,7 +313,7 @@ def lstm_cell_backward(
     """Return the gradients of `lstm_cell` with respect to all of its arrays.
 
     Args:
-        dh_next, dc_next: gradients of h_next and c_next, (B, H); None stands for zeros.
+        dh_next, dc_next: gradients of h_next and c_next, (B, H); one of them may be None, which stands for zeros.
         saved: what `lstm_cell` returned last.
         state_grad_clip: bound to which dh and dc are clamped, as by `lstm_backward` at every step; None for no bound.
 
@@ -323,6 +325,8 @@ def lstm_cell_backward(
         TypeError, ValueError: as in `lstm_backward`.
     """
     saved = _saved_by("lstm_cell", saved)
+    if dh_next is None and dc_next is None:
+        raise no_gradient("dh_next, dc_next")
     dx, dh, dc, dweight_ih, dweight_hh, dbias = saved.kernel.backward_step(
         _gradient("dh_next", dh_next, saved, saved.y_shape),
         _gradient("dc_next", dc_next, saved, saved.y_shape),
@@ -410,7 +414,7 @@ def gru_backward(
     Args:
         dy: gradient of y (T, B, H); entries past a length do not count.
         dhn: gradient of the final state, (B, H).
-        saved: what `gru` returned last. Either gradient may be None, which stands for zeros.
+        saved: what `gru` returned last. Either gradient may be None, which stands for zeros, but not both.
         state_grad_clip: bound to which every step clamps the gradient of the state that it hands to the step before,
             as in `lstm_backward`; None for no bound.
 
@@ -419,10 +423,12 @@ def gru_backward(
         two None where there was no bias. Summed in a fixed order: the same bits for any number of threads.
 
     Raises:
-        TypeError: a gradient is no array or of another dtype; saved comes from another function.
+        TypeError: a gradient is no array or of another dtype, or all are None; saved comes from another function.
         ValueError: a shape does not fit, or state_grad_clip is negative.
     """
     saved = _saved_by("gru", saved)
+    if dy is None and dhn is None:
+        raise no_gradient("dy, dhn")
     return GRUGradients(
         *saved.kernel.backward(
             _gradient("dy", dy, saved, saved.y_shape),
@@ -482,5 +488,5 @@ def gru_cell_backward(dh_next: Array, saved: Saved, *, state_grad_clip: float | 
         TypeError, ValueError: as in `gru_backward`.
     """
     saved = _saved_by("gru_cell", saved)
-    gradient = _gradient("dh_next", dh_next, saved, saved.y_shape)
+    gradient = float_array_like("dh_next", dh_next, "the forward pass", saved.state, saved.y_shape)
     return GRUCellGradients(*saved.kernel.backward_step(gradient, saved.payload, clip_of(state_grad_clip)))

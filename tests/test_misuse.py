@@ -191,6 +191,47 @@ def test_a_gradient_that_is_no_array(name):
         check(lambda: backward(lambda y: None), TypeError, "dy: expected a numpy.ndarray or cupy.ndarray, got None")
 
 
+def recurrent_calls():
+    """Each backward of a recurrent op by name, with its gradients and what the forward pass saved."""
+    x, state, wide, square, gain = X, *[np.ones(shape, np.float32) for shape in ((2, 2), (8, 3), (8, 2), 8)]
+    weights, three = (wide, square), (wide[:6], square[:6])
+    *_, lstm = fastgrad.lstm(x, None, None, *weights)
+    *_, lstm_cell = fastgrad.lstm_cell(x[0], None, None, *weights)
+    *_, gru = fastgrad.gru(x, None, *three)
+    *_, normalized = fastgrad.layer_norm_lstm(x, None, None, *weights, gain, gain, gain[:2])
+    return {
+        "lstm": (fastgrad.lstm_backward, ("dy", "dhn", "dcn"), lstm, state),
+        "lstm_cell": (fastgrad.lstm_cell_backward, ("dh_next", "dc_next"), lstm_cell, state),
+        "gru": (fastgrad.gru_backward, ("dy", "dhn"), gru, state),
+        "layer_norm_lstm": (fastgrad.layer_norm_lstm_backward, ("dy", "dhn", "dcn"), normalized, state),
+    }
+
+
+@pytest.mark.parametrize("op", ["lstm", "lstm_cell", "gru", "layer_norm_lstm"])
+def test_no_gradient_at_all_for_a_recurrent_op(op):
+    """Zeros came back, of which a forgotten gradient trains nothing without a word."""
+    backward, names, saved, state = recurrent_calls()[op]
+    message = f"{', '.join(names)}: expected an array for at least one of them, got None for all; pass zeros"
+    check(lambda: backward(*[None] * len(names), saved), TypeError, message)
+    assert all(np.isfinite(d).all() for d in backward(*[None] * (len(names) - 1), state, saved) if d is not None)
+
+
+def test_no_gradient_for_a_gru_cell():
+    *_, saved = fastgrad.gru_cell(X[0], None, np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
+    message = "dh_next: expected a numpy.ndarray or cupy.ndarray, got None"
+    check(lambda: fastgrad.gru_cell_backward(None, saved), TypeError, message)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "LayerNormLSTM"])
+def test_no_gradient_at_all_for_a_recurrent_layer(name):
+    layer = LAYERS[name]()
+    layer.forward(X)
+    message = "dy, dstate: expected an array for at least one of them, got None for all; pass zeros"
+    for dstate in (None, *([(None, None)] if "LSTM" in name else [])):
+        check(lambda dstate=dstate: layer.backward(None, dstate), TypeError, message)
+    layer.backward(np.ones((2, 2, 4), np.float32))  # what forward kept is still there
+
+
 def test_numbers_that_are_no_integers_for_an_embedding():
     for x in (X, X.astype(np.float64)):
         message = f"indices: expected integers, got {x.dtype}; convert it with indices.astype('int64')"

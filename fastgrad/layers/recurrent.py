@@ -13,7 +13,7 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, kept_for_graphs
-from fastgrad._checks import number
+from fastgrad._checks import no_gradient, number
 from fastgrad._noise import clip_of, probability
 from fastgrad.layers.base import Layer, Parameter, Rng, describe, positive, uniform, wrong_shape
 from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
@@ -134,8 +134,10 @@ class _Recurrent(Layer):
         """Return dx of x's shape; adds to the parameters' gradients and keeps the initial state's as `dstate0`.
 
         dy has y's shape, or is None when only the state has a gradient. dstate, the gradient of the returned state, and
-        `dstate0` have the state's form; None, whole or for one of (h, c), means zeros.
+        `dstate0` have the state's form; None, whole or for one of (h, c), means zeros, but not for all of them.
         """
+        if dy is None and (dstate is None or (isinstance(dstate, tuple | list) and all(d is None for d in dstate))):
+            raise no_gradient("dy, dstate")
         saved, batch = self._take(dy)
         dlast = self._split_state("dstate", dstate, batch)
         if dy is not None and self.batch_first:
