@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import numpy as np
@@ -313,3 +314,24 @@ def test_schedules_take_the_integers_of_numpy():
     assert [rate(step) for step in range(3)] == [0.0, 0.5, 1.0]
     check(lambda: schedules.Step(1.0, True), TypeError, "every: expected an integer, got bool")
     check(lambda: schedules.Step(1.0, 2.0), TypeError, "every: expected an integer, got float")
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "LayerNormLSTM"])
+def test_a_recurrent_layer_says_what_it_takes(name):
+    """A call by (*args, **kwargs) told readers nothing, and a typo named a class that nobody had called."""
+    kind = getattr(layers, name)
+    parameters = inspect.signature(kind).parameters
+    shared = ["input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "zoneout_h", "input_dropout",
+              "recurrent_dropout", "state_grad_clip", "rng", "dtype", "device"]  # fmt: skip
+    own = {"LSTM": ["zoneout_c"], "GRU": ["reset_after"], "LayerNormLSTM": ["zoneout_c", "gain", "eps"]}[name]
+    assert sorted(parameters) == sorted(shared + own)
+    assert list(parameters)[:5] == shared[:5]
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[5:])
+    with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) got an unexpected keyword argument 'zoneout'"):
+        kind(3, 4, zoneout=0.1)
+    options = {"zoneout_h": 0.1, "input_dropout": 0.3, "recurrent_dropout": 0.4, "state_grad_clip": 0.5}
+    options |= {"zoneout_c": 0.2, "gain": 0.6, "eps": 0.7, "reset_after": False}
+    options = {option: value for option, value in options.items() if option in parameters}
+    layer = kind(3, 4, 2, True, True, **options, rng=0, dtype=np.float64)
+    assert {option: getattr(layer, option, 0.6) for option in options} == options
+    assert (layer.num_layers, layer.bidirectional, layer.batch_first, layer.dtype) == (2, True, True, np.float64)

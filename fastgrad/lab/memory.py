@@ -119,7 +119,7 @@ def make_cell(name: str, inputs: int, length: int, rng: np.random.Generator) -> 
     if name == "plain cell":
         return PlainCell(inputs, HIDDEN, rng=rng)
     kind, *bias = name.split(", ")
-    cell: Any = {"LSTM": LSTM, "GRU": GRU}[kind](inputs, HIDDEN, rng=rng)
+    cell: Any = LSTM(inputs, HIDDEN, rng=rng) if kind == "LSTM" else GRU(inputs, HIDDEN, rng=rng)
     if bias:
         wanted = np.log(rng.uniform(1, length - 1, HIDDEN))
         first, second = cell.bias_ih_l0.data, cell.bias_hh_l0.data

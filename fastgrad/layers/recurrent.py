@@ -37,6 +37,7 @@ class _Recurrent(Layer):
 
     _gates: int  # rows of the weights in units of H
     _states: int  # arrays in a state: 2 for (h, c), 1 for h
+    _probabilities: tuple[str, ...]  # names of the arguments that are probabilities, of which attributes are made
     _counters = ("offset",)
     # What a monitor puts here is called at the end of each forward pass, with what all runs have saved.
     gates_watcher: Callable[[list[Any]], None] | None = None
@@ -45,26 +46,22 @@ class _Recurrent(Layer):
         self,
         input_size: int,
         hidden_size: int,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        batch_first: bool = False,
-        *,
-        zoneout_h: float = 0.0,
-        input_dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        state_grad_clip: float | None = None,
-        rng: Rng = None,
-        dtype: Any = np.float32,
-        device: str = "cpu",
+        num_layers: int,
+        bidirectional: bool,
+        batch_first: bool,
+        probabilities: tuple[float, ...],
+        state_grad_clip: float | None,
+        rng: Rng,
+        dtype: Any,
+        device: str,
     ) -> None:
         positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         rng = np.random.default_rng(rng)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
         self.dtype = init.float_dtype(dtype)
-        self.zoneout_h = probability("zoneout_h", zoneout_h)
-        self.input_dropout = probability("input_dropout", input_dropout)
-        self.recurrent_dropout = probability("recurrent_dropout", recurrent_dropout)
+        for name, p in zip(self._probabilities, probabilities, strict=True):
+            setattr(self, name, probability(name, p))
         self.state_grad_clip = clip_of(state_grad_clip)
         self.dstate0: Any = None
         self._directions = 2 if bidirectional else 1
@@ -89,8 +86,7 @@ class _Recurrent(Layer):
 
     def _noise(self) -> dict[str, float]:
         """Return the probabilities."""
-        names = ("zoneout_h", "input_dropout", "recurrent_dropout")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._probabilities}
 
     def forward(self, x: Array, state: Any = None, lengths: Any = None) -> Any:
         """Return (y, state): y (T, B, D * H) of the last layer, and the state behind the last step.
@@ -207,13 +203,30 @@ class LSTM(_Recurrent):
     """
 
     _gates, _states = 4, 2
+    _probabilities = ("zoneout_h", "zoneout_c", "input_dropout", "recurrent_dropout")
 
-    def __init__(self, *args: Any, zoneout_c: float = 0.0, **kwargs: Any) -> None:
-        self.zoneout_c = probability("zoneout_c", zoneout_c)
-        super().__init__(*args, **kwargs)
-
-    def _noise(self) -> dict[str, float]:
-        return {**super()._noise(), "zoneout_c": self.zoneout_c}
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        *,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        state_grad_clip: float | None = None,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        probabilities = zoneout_h, zoneout_c, input_dropout, recurrent_dropout
+        super().__init__(
+            input_size, hidden_size, num_layers, bidirectional, batch_first,
+            probabilities, state_grad_clip, rng, dtype, device,
+        )  # fmt: skip
 
     def _run(self, x: Array, starts: Any, parameters: Any, options: Any) -> Any:
         return lstm(x, *starts, *parameters, **options)
@@ -238,10 +251,32 @@ class LayerNormLSTM(LSTM):
     Ba, Kiros & Hinton, Layer Normalization, 2016.
     """
 
-    def __init__(self, *args: Any, gain: float = 1.0, eps: float = 1e-5, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        *,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        state_grad_clip: float | None = None,
+        gain: float = 1.0,
+        eps: float = 1e-5,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
         self._gain = number("gain", gain)
         self.eps = number("eps", eps, 0.0, open_low=True)
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            input_size, hidden_size, num_layers, bidirectional, batch_first,
+            zoneout_h=zoneout_h, zoneout_c=zoneout_c, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
+            state_grad_clip=state_grad_clip, rng=rng, dtype=dtype, device=device,
+        )  # fmt: skip
 
     def _initial(self, rows: int, size: int, bound: float, rng: np.random.Generator) -> dict[str, Parameter]:
         weights = {
@@ -271,10 +306,31 @@ class GRU(_Recurrent):
     """
 
     _gates, _states = 3, 1
+    _probabilities = ("zoneout_h", "input_dropout", "recurrent_dropout")
 
-    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        *,
+        zoneout_h: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        state_grad_clip: float | None = None,
+        reset_after: bool = True,
+        rng: Rng = None,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> None:
         self.reset_after = bool(reset_after)
-        super().__init__(*args, **kwargs)
+        probabilities = zoneout_h, input_dropout, recurrent_dropout
+        super().__init__(
+            input_size, hidden_size, num_layers, bidirectional, batch_first,
+            probabilities, state_grad_clip, rng, dtype, device,
+        )  # fmt: skip
 
     def _run(self, x: Array, starts: Any, parameters: Any, options: Any) -> Any:
         y, h, saved = gru(x, *starts, *parameters, reset_after=self.reset_after, **options)

@@ -12,7 +12,10 @@ from fastgrad.layers import GRU, LSTM, Activation, Dropout, Layer, Sequential
 
 # Activations whose derivative is exactly 0 on one side: a unit there learns nothing.
 DYING = ("relu", "relu6")
-SIGMOIDS = {LSTM: ("input", "forget", None, "output"), GRU: ("reset", "update", None)}
+SIGMOIDS: dict[type[Layer], tuple[str | None, ...]] = {
+    LSTM: ("input", "forget", None, "output"),
+    GRU: ("reset", "update", None),
+}
 # Where the derivative s (1 - s) of a sigmoid is below 0.01, 4 % of its largest.
 LOW, HIGH = 0.01, 0.99
 

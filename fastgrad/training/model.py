@@ -116,9 +116,9 @@ class CharacterModel(_Character):
 
     def __init__(self, config: Config, vocabulary_size: int, rng: np.random.Generator) -> None:
         dtype = np.dtype(config.dtype)
-        cell = {"lstm": LSTM, "gru": GRU}[config.model]
+        cells: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
         self.embedding = Embedding(vocabulary_size, config.embedding, rng=rng, dtype=dtype)
-        self.rnn = cell(config.embedding, config.hidden, config.layers, rng=rng, dtype=dtype)
+        self.rnn = cells[config.model](config.embedding, config.hidden, config.layers, rng=rng, dtype=dtype)
         self.head = Linear(config.hidden, vocabulary_size, rng=rng, dtype=dtype)
         self.window = config.seq_length
 
