@@ -35,8 +35,12 @@ KINDS: dict[str, dict[str, float]] = {
 _DEFAULTS: dict[str, tuple[float, ...]] = {kind: tuple(defaults.values()) for kind, defaults in KINDS.items()}
 
 
-def parameters_of(kind: Any, given: dict[str, Any]) -> tuple[float, ...]:
-    """Return all parameters of a kind in the order of the kernels, by default where none is given."""
+# What rounds to 0 in float32, and the last that does not round to infinity.
+_NOTHING, _LARGEST = 2.0**-150, float(np.finfo(np.float32).max)
+
+
+def parameters_of(kind: Any, given: dict[str, Any], x: Array) -> tuple[float, ...]:
+    """Return all parameters of a kind for `x` in the order of the kernels, by default where none is given."""
     if not given and type(kind) is str and kind in _DEFAULTS:
         return _DEFAULTS[kind]
     if not isinstance(kind, str):
@@ -55,6 +59,12 @@ def parameters_of(kind: Any, given: dict[str, Any]) -> tuple[float, ...]:
         raise ValueError(f"beta: expected a number > 0 for softplus, got {values['beta']}")
     if kind == "hardtanh" and values["min_val"] > values["max_val"]:
         raise ValueError(f"min_val: expected at most max_val = {values['max_val']}, got {values['min_val']}")
+    if x.dtype == np.float32:
+        # 0 times infinity, and 0 divided by 0, are NaN; torch refuses such numbers too.
+        low = _NOTHING if kind in ("celu", "softplus") else -1.0
+        for name, value in values.items():
+            if not low < abs(value) <= _LARGEST:
+                raise ValueError(f"{name}: expected a number in the range of float32, the dtype of x, got {value!r}")
     return tuple(values.values())
 
 
@@ -92,7 +102,7 @@ def activation(x: Array, kind: str, *, out: Array | None = None, **params: float
         x: any shape, float32 or float64. A strided array is copied first.
         kind: a name of the table.
         out: array of the shape and dtype of x that receives y. It may be x, and may not overlap it otherwise.
-        params: the parameters of the kind, finite numbers.
+        params: the parameters of the kind, finite numbers in the dtype of x.
 
     Returns:
         y, the shape and dtype of x; `out` itself where it is given.
@@ -105,8 +115,8 @@ def activation(x: Array, kind: str, *, out: Array | None = None, **params: float
     Sources: ELU, Clevert et al. 2016; CELU, Barron 2017; SELU, Klambauer et al. 2017; GELU, Hendrycks and Gimpel 2016;
     SiLU, Elfwing et al. 2018; Mish, Misra 2019; hardswish, Howard et al. 2019.
     """
-    values = parameters_of(kind, params)
     source = float_array("x", x)
+    values = parameters_of(kind, params, source)
     y = empty(x.shape, x.dtype, source) if out is None else output("out", out, "x", x, aliases=(("x", x),))
     kernels("activation", source).activation(source, kind, values, y)
     return y if out is None else finish(out, y)
@@ -142,8 +152,8 @@ def activation_backward(
         ValueError: the kind is not known, a parameter is out of its range, a shape does not fit, an output is read-only
             or overlaps.
     """
-    values = parameters_of(kind, params)
     source = float_array("x", x)
+    values = parameters_of(kind, params, source)
     gradient = float_array_like("dy", dy, "x", source)
     dx = empty(x.shape, x.dtype, source) if out is None else output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))
     total = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastgrad._arrays import empty, is_array
-from fastgrad._checks import Array, integers, sized_array
+from fastgrad._checks import Array, integer, integers, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._shapes import Shapes
 
@@ -115,7 +115,7 @@ def embedding_backward(dy: Array, indices: Array, num_embeddings: int) -> Array:
     Args:
         dy: the shape of indices and one more axis E, float32 or float64.
         indices: as in `embedding`. On a device the row of dy of one out of range is left out.
-        num_embeddings: V.
+        num_embeddings: V, 0 or more.
 
     Returns:
         dweight (V, E), summed in the order of the indices.
@@ -123,6 +123,8 @@ def embedding_backward(dy: Array, indices: Array, num_embeddings: int) -> Array:
     Raises:
         TypeError, ValueError: as in `embedding`.
     """
+    if type(num_embeddings) is not int or num_embeddings < 0:
+        num_embeddings = integer("num_embeddings", num_embeddings, 0)
     rows = integers("indices", indices, None, 0, num_embeddings, "the table has as many rows", "dy", dy)
     flat = dy
     if is_array(dy):

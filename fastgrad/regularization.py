@@ -110,8 +110,8 @@ def activation_dropout(
     Raises:
         TypeError, ValueError: as in `activation` and `dropout`.
     """
-    values = parameters_of(kind, params)
     source = float_array("x", x)
+    values = parameters_of(kind, params, source)
     random = _random(p, seed, offset)
     y = output("out", out, "x", x, aliases=(("x", x),))
     if random[0] == EVERYTHING:
@@ -154,8 +154,8 @@ def activation_dropout_backward(
     Raises:
         TypeError, ValueError: as in `activation_backward` and `dropout`.
     """
-    values = parameters_of(kind, params)
     source = float_array("x", x)
+    values = parameters_of(kind, params, source)
     upstream = float_array_like("dy", dy, "x", source)
     random = _random(p, seed, offset)
     dx = output("out", out, "x", x, aliases=(("dy", dy), ("x", x)))

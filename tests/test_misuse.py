@@ -10,6 +10,7 @@ import pytest
 
 import fastgrad
 from fastgrad import SGD, Adam, GradientMonitor, RMSprop, init, layers, pruning, schedules
+from fastgrad.linear import embedding_backward
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 2, 3)
 CLASSES = np.array([0, 2])
@@ -103,6 +104,30 @@ CALLS = {
     "all that attention returns": (
         lambda: fastgrad.attention_backward(X.reshape(1, 2, 2, 3), fastgrad.attention(*[X.reshape(1, 2, 2, 3)] * 3)),
         (TypeError, "saved: expected what fastgrad.attention returned last, got tuple"),
+    ),
+    "a parameter beyond float32": (
+        lambda: fastgrad.activation(X, "elu", alpha=1e300),
+        (ValueError, "alpha: expected a number in the range of float32, the dtype of x, got 1e+300"),
+    ),
+    "a bound beyond float32": (
+        lambda: fastgrad.activation_backward(X, X, "hardtanh", min_val=-1e39),
+        (ValueError, "min_val: expected a number in the range of float32, the dtype of x, got -1e+39"),
+    ),
+    "a divisor that is 0 in float32": (
+        lambda: fastgrad.activation_dropout(X, "celu", 0.5, 0, alpha=1e-300),
+        (ValueError, "alpha: expected a number in the range of float32, the dtype of x, got 1e-300"),
+    ),
+    "a factor that is 0 in float32": (
+        lambda: fastgrad.activation_dropout_backward(X, X, "softplus", 0.5, 0, beta=1e-50),
+        (ValueError, "beta: expected a number in the range of float32, the dtype of x, got 1e-50"),
+    ),
+    "a table of fewer than no rows": (
+        lambda: embedding_backward(ROWS, CLASSES, -1),
+        (ValueError, "num_embeddings: expected 0 or more, got -1"),
+    ),
+    "a table of half a row": (
+        lambda: embedding_backward(ROWS, CLASSES, 2.5),
+        (TypeError, "num_embeddings: expected an integer, got float"),
     ),
     "an unknown threshold": (
         lambda: GradientMonitor(SGD([ROWS.copy()], lr=0.1), vanish=1.0),
@@ -335,3 +360,13 @@ def test_a_recurrent_layer_says_what_it_takes(name):
     layer = kind(3, 4, 2, True, True, **options, rng=0, dtype=np.float64)
     assert {option: getattr(layer, option, 0.6) for option in options} == options
     assert (layer.num_layers, layer.bidirectional, layer.batch_first, layer.dtype) == (2, True, True, np.float64)
+
+
+def test_what_is_left_of_the_range_of_float32():
+    """The largest numbers and the smallest are taken, and in float64 those beyond; none gives NaN at 0."""
+    largest, smallest = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_subnormal)
+    for kind, name, values in (("elu", "alpha", (largest, 1e-300)), ("celu", "alpha", (largest, smallest))):
+        for value in values:
+            assert np.isfinite(fastgrad.activation(X, kind, **{name: value})).all()
+    assert fastgrad.activation(np.zeros(1), "elu", alpha=1e300) == 0
+    assert layers.Activation("elu", alpha=1e300).forward(np.zeros(1)) == 0

@@ -105,7 +105,7 @@ class Activation(Layer):
     def __init__(self, kind: str, *, dropout: float = 0.0, rng: Rng = None, **params: Any) -> None:
         self.kind = kind
         self.params: dict[str, Any] = params
-        activation(np.zeros(0, np.float32), kind, **params)  # a wrong name or parameter fails here, not in training
+        activation(np.zeros(0), kind, **params)  # a wrong name or parameter fails here, not in training
         self.dropout = number("dropout", dropout, 0.0, 1.0)
         self.seed = int(np.random.default_rng(rng).integers(1 << 63)) if self.dropout > 0.0 else 0
         self.offset = 0
