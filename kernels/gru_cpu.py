@@ -32,11 +32,11 @@ from .between_steps_cpu import (
     ZONES,
     Noise,
     Parts,
-    Table,
     clamped,
     mask_h,
     mask_x,
     masked_steps,
+    table_of,
 )
 from .gru_cell_cpu import Step, candidate_gradients, gate_gradients, gate_values
 from .linear_cpu import column_sums, small_products, small_sum
@@ -364,10 +364,10 @@ def forward(
     elif hidden:
         packed_rz, packed_n = (pack(queue, part.T) for part in (weight_hh[: 2 * hidden], weight_hh[2 * hidden :]))
         tasks = tasks_for(batch)
-        table = None if noise is None else Table(noise, h, tasks)
+        table = None if noise is None else table_of(noise, h, tasks)
         pointers = (
             steps, batch, hidden, gates, inner, h, packed_rz, packed_n, inner_bias, lengths, y, reverse, tasks,
-            0 if table is None else table.address,
+            table,
         )  # fmt: skip
         queue.launches.append((_forward(dtype, reset_after, table is not None), tasks, pointers, True))
     queue.run()
@@ -407,8 +407,8 @@ def backward(
         queue.launches.append((kernel, parts, (*common, parts, flags(parts)), runtime.TOGETHER))
     elif hidden:
         tasks = tasks_for(batch)
-        table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-        pointers = *common, tasks, 0 if table is None else table.address
+        table = None if plain else table_of(noise, dh, tasks, state_grad_clip)
+        pointers = *common, tasks, table
         queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True))
     dx = empty(x.shape, dtype)
     if noise is None and small_gradients(steps, batch, 3 * hidden, inputs, hidden, dtype):

@@ -35,11 +35,11 @@ from .between_steps_cpu import (
     ZONES,
     Noise,
     Parts,
-    Table,
     clamped,
     mask_h,
     mask_x,
     masked_steps,
+    table_of,
 )
 from .linear_cpu import column_sums, small_products, small_sum
 from .lstm_cell_cpu import Step, gate_gradients, gate_values
@@ -262,10 +262,10 @@ def forward(
     elif hidden:
         packed = pack(queue, weight_hh.T)
         tasks = tasks_for(batch)
-        table = None if noise is None else Table(noise, h, tasks)
+        table = None if noise is None else table_of(noise, h, tasks)
         pointers = (
             steps, batch, hidden, gates, h, c, packed, lengths, y, reverse, tasks,
-            0 if table is None else table.address,
+            table,
         )  # fmt: skip
         queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True))
     queue.run()
@@ -303,8 +303,8 @@ def backward(
         queue.launches.append((kernel, parts, (*common, parts, flags(parts)), runtime.TOGETHER))
     elif hidden:
         tasks = tasks_for(batch)
-        table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-        pointers = *common, tasks, 0 if table is None else table.address
+        table = None if plain else table_of(noise, dh, tasks, state_grad_clip)
+        pointers = *common, tasks, table
         queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True))
     dx = empty(x.shape, dtype)
     if noise is None and small_gradients(steps, batch, 4 * hidden, inputs, hidden, dtype):
