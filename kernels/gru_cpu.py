@@ -50,7 +50,6 @@ from .recurrent_cpu import (
     parts_of_units,
     small_gradients,
     tasks_for,
-    weight_gradients,
     zero_row,
     zeroed_padding,
 )
@@ -422,14 +421,16 @@ def backward(
         masked_steps(dx, m_x, out=dx)
     x, states = masked_steps(x, m_x), masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], m_h)
     both, candidate = slice(None, 2 * hidden), slice(2 * hidden, None)
-    weight_gradients(queue, flat[:, both], [x, states], [dweight_ih[both], dweight_hh[both]])
+    panels = [pack(queue, a.reshape(steps * batch, a.shape[2])) for a in (x, states)]
+    product(queue, flat[:, both].T, panels, [dweight_ih[both], dweight_hh[both]])
     if saved.reset_after:
         candidates = dinner.reshape(steps * batch, hidden)
-        weight_gradients(queue, flat[:, candidate], [x], [dweight_ih[candidate]])
-        weight_gradients(queue, candidates, [states], [dweight_hh[candidate]])
+        product(queue, flat[:, candidate].T, panels[:1], [dweight_ih[candidate]])
+        product(queue, candidates.T, panels[1:], [dweight_hh[candidate]])
     else:
         candidates = flat[:, candidate]
-        weight_gradients(queue, candidates, [x, saved.inner], [dweight_ih[candidate], dweight_hh[candidate]])
+        factors = [panels[0], saved.inner.reshape(steps * batch, hidden)]
+        product(queue, candidates.T, factors, [dweight_ih[candidate], dweight_hh[candidate]])
     dbias = np.empty((2, 3 * hidden), dtype)
     has_bias = saved.has_bias_ih or saved.has_bias_hh
     if has_bias:
