@@ -337,17 +337,16 @@ def forward(
         hn, step = gru_cell_cpu.forward(x[0], h0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, step
     x = zeroed_padding(x, lengths)
-    # With reset_after the recurrent bias of n belongs inside the product with r; all others join those of x.
-    outer = None if bias_ih is None and bias_hh is None else np.zeros(3 * hidden, dtype)
-    inner_bias = np.zeros(hidden, dtype)
-    if outer is not None:
-        if bias_ih is not None:
-            outer += bias_ih
-        if bias_hh is not None:
-            outer[: 2 * hidden] += bias_hh[: 2 * hidden]
-            (inner_bias if reset_after else outer[2 * hidden :])[...] += bias_hh[2 * hidden :]
+    inner_bias = zeros(hidden, dtype)
+    if not reset_after or bias_hh is None:
+        outer = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
+    else:
+        # The recurrent bias of n belongs inside the product with r; all others join those of x.
+        inner_bias = bias_hh[2 * hidden :]
+        outer = bias_hh.copy() if bias_ih is None else bias_ih + bias_hh
+        outer[2 * hidden :] = 0 if bias_ih is None else bias_ih[2 * hidden :]
     queue = runtime.Queue()
-    gates = input_products(queue, masked_steps(x, mask_x(noise, x)), weight_ih, outer)
+    gates = input_products(queue, x if noise is None else masked_steps(x, mask_x(noise, x)), weight_ih, outer)
     h = empty((steps + 1, batch, hidden), dtype)
     inner = empty((steps, batch, hidden), dtype)
     h[steps if reverse else 0] = h0

@@ -242,12 +242,11 @@ def forward(
         hn, cn, step = lstm_cell_cpu.forward(x[0], h0, c0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, cn, step
     x = zeroed_padding(x, lengths)
-    biases = [b for b in (bias_ih, bias_hh) if b is not None]
+    bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     queue = runtime.Queue()
-    gates = input_products(
-        queue, masked_steps(x, mask_x(noise, x)), weight_ih, sum(biases[1:], biases[0]) if biases else None
-    )
-    h, c = (empty((steps + 1, batch, hidden), dtype) for _ in range(2))
+    gates = input_products(queue, x if noise is None else masked_steps(x, mask_x(noise, x)), weight_ih, bias)
+    size = steps + 1, batch, hidden
+    h, c = empty(size, dtype), empty(size, dtype)
     initial = steps if reverse else 0
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
@@ -270,7 +269,7 @@ def forward(
         queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True))
     queue.run()
     final = 0 if reverse else steps
-    saved = Saved(x, weight_ih, weight_hh, bool(biases), lengths, reverse, gates, h, c, noise)
+    saved = Saved(x, weight_ih, weight_hh, bias is not None, lengths, reverse, gates, h, c, noise)
     return y, h[final].copy(), c[final].copy(), saved
 
 
