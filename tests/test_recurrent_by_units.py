@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from fastgrad.kernels import gru_cpu, lstm_cpu, recurrent_cpu, runtime
+from fastgrad.kernels import gru_cpu, lstm_cpu, meeting, recurrent_cpu, runtime
 from support import random
 
 import fastgrad
@@ -139,3 +139,26 @@ def test_teams_of_other_sizes():
     assert run(NUMBA_NUM_THREADS="4", OMP_THREAD_LIMIT="1") == alone
     assert run(NUMBA_NUM_THREADS="4", OMP_THREAD_LIMIT="3") == alone
     assert run(NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER="workqueue") == alone
+
+
+@pytest.mark.parametrize(
+    ("triple", "instruction"),
+    [("x86_64-unknown-linux-gnu", "pause"), ("aarch64-unknown-linux-gnu", "isb"), ("ppc64le-unknown-linux-gnu", "")],
+)
+def test_who_waits_pauses(triple, instruction):
+    """Without a pause the 2,000 turns of a wait would be over in some microseconds."""
+    from llvmlite import binding, ir
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = ir.Module("waiting")
+    module.triple = triple
+    builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(ir.VoidType(), ()), "wait").append_basic_block())
+    meeting.emit_pause(builder, triple.partition("-")[0])
+    builder.ret_void()
+    machine = binding.Target.from_triple(triple).create_target_machine()
+    assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
+    if instruction:
+        assert instruction in assembly
+    else:
+        assert "call" not in assembly
