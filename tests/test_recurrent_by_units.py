@@ -75,8 +75,10 @@ def test_which_sizes_go_by_units(threads):
     f4 = np.dtype(np.float32)
     parts = recurrent_cpu.parts_of_units
     assert parts(1, 4, 256, f4) == min(threads, 8) and parts(1, 4, 64, f4) == 0
+    most = min(threads, 4)  # 128 units are four panels: more threads than that go by sequences
+    assert parts(2 * most - 1, 4, 128, f4) == most and parts(2 * most, 4, 128, f4) == 0
     assert parts(4 * threads + 1, 4, 1024, f4) == 0 and parts(4 * threads, 4, 1024, f4) > 1
-    assert parts(1, 4, 0, f4) == parts(0, 4, 0, f4) == 0
+    assert parts(1, 4, 0, f4) == parts(0, 4, 0, f4) == parts(0, 4, 256, f4) == 0
     fastgrad.set_num_threads(1)
     assert parts(1, 4, 256, f4) == 0
 
