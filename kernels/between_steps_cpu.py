@@ -146,32 +146,28 @@ class Parts:
         self.start_zones, self.draw_zones = runtime.inner(start_zones), runtime.inner(draw_zones)
 
 
-class Table:
-    """The table of a launch, and what must stay alive until it is over.
+def table_of(
+    noise: Noise | None, state: Array, tasks: int, bound: float | None = None
+) -> tuple[runtime.Pointers | Array | int | None, ...]:
+    """Return the table of a launch.
 
     state : an array (..., B, H) of the layer's dtype
     tasks : parts of the batch, each on a thread of its own
     """
-
-    def __init__(self, noise: Noise | None, state: Array, tasks: int, bound: float | None = None) -> None:
-        (batch, hidden), dtype = state.shape[-2:], state.dtype
-        z_h, z_c = (0.0, 0.0) if noise is None else (noise.zoneout_h, noise.zoneout_c)
-        random = noise is not None and noise.training
+    (batch, hidden), dtype = state.shape[-2:], state.dtype
+    share = ROOMS * -(-batch // max(tasks, 1)) * hidden
+    scratch, size = empty(tasks * share, dtype), share * dtype.itemsize
+    limit = None if bound is None else (bound,)
+    if noise is None:
+        return 0, 0, 0, 0, 0, NONE, (0.0,), (0.0,), None, scratch, size, limit
+    z_h, z_c, random = noise.zoneout_h, noise.zoneout_c, noise.training
+    thresholds = (threshold_of(z_h), threshold_of(z_c)) if random else (0, 0)
+    return (
+        noise.seed, noise.counter(ZONEOUT_H), thresholds[0], noise.counter(ZONEOUT_C), thresholds[1],
+        NONE if not noise.zones else RANDOM if random else CONSTANT,
         # In training z is 0 where nothing is drawn.
-        self._numbers = np.array([0.0, 0.0, bound or 0.0] if random else [z_h, z_c, bound or 0.0])
-        self.mask = mask_h(noise, batch, hidden, dtype)
-        self._scratch = empty(tasks * ROOMS * -(-batch // max(tasks, 1)) * hidden, dtype)
-        number = runtime.address(self._numbers)
-        counters = [0, 0, 0] if noise is None else [noise.seed, noise.counter(ZONEOUT_H), noise.counter(ZONEOUT_C)]
-        seed, counter_h, counter_c = map(int, np.array(counters, np.uint64).view(np.int64))
-        self._entries = np.zeros(12, np.int64)
-        self._entries[:] = [
-            seed, counter_h, threshold_of(z_h) if random else 0, counter_c, threshold_of(z_c) if random else 0,
-            NONE if noise is None or not noise.zones else RANDOM if random else CONSTANT, number, number + 8,
-            0 if self.mask is None else runtime.address(self.mask), runtime.address(self._scratch),
-            self._scratch.nbytes // max(tasks, 1), 0 if bound is None else number + 16,
-        ]  # fmt: skip
-        self.address = runtime.address(self._entries)
+        (0.0 if random else z_h,), (0.0 if random else z_c,), mask_h(noise, batch, hidden, dtype), scratch, size, limit,
+    )  # fmt: skip
 
 
 def mask_h(noise: Noise | None, batch: int, hidden: int, dtype: np.dtype) -> Array | None:

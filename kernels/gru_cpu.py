@@ -32,11 +32,11 @@ from .between_steps_cpu import (
     ZONES,
     Noise,
     Parts,
-    Table,
     clamped,
     mask_h,
     mask_x,
     masked_steps,
+    table_of,
 )
 from .gru_cell_cpu import Step, candidate_gradients, gate_gradients, gate_values
 from .linear_cpu import column_sums, small_products, small_sum
@@ -50,7 +50,6 @@ from .recurrent_cpu import (
     parts_of_units,
     small_gradients,
     tasks_for,
-    weight_gradients,
     zero_row,
     zeroed_padding,
 )
@@ -338,17 +337,16 @@ def forward(
         hn, step = gru_cell_cpu.forward(x[0], h0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, step
     x = zeroed_padding(x, lengths)
-    # With reset_after the recurrent bias of n belongs inside the product with r; all others join those of x.
-    outer = None if bias_ih is None and bias_hh is None else np.zeros(3 * hidden, dtype)
-    inner_bias = np.zeros(hidden, dtype)
-    if outer is not None:
-        if bias_ih is not None:
-            outer += bias_ih
-        if bias_hh is not None:
-            outer[: 2 * hidden] += bias_hh[: 2 * hidden]
-            (inner_bias if reset_after else outer[2 * hidden :])[...] += bias_hh[2 * hidden :]
+    inner_bias = zeros(hidden, dtype)
+    if not reset_after or bias_hh is None:
+        outer = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
+    else:
+        # The recurrent bias of n belongs inside the product with r; all others join those of x.
+        inner_bias = bias_hh[2 * hidden :]
+        outer = bias_hh.copy() if bias_ih is None else bias_ih + bias_hh
+        outer[2 * hidden :] = 0 if bias_ih is None else bias_ih[2 * hidden :]
     queue = runtime.Queue()
-    gates = input_products(queue, masked_steps(x, mask_x(noise, x)), weight_ih, outer)
+    gates = input_products(queue, x if noise is None else masked_steps(x, mask_x(noise, x)), weight_ih, outer)
     h = empty((steps + 1, batch, hidden), dtype)
     inner = empty((steps, batch, hidden), dtype)
     h[steps if reverse else 0] = h0
@@ -364,10 +362,10 @@ def forward(
     elif hidden:
         packed_rz, packed_n = (pack(queue, part.T) for part in (weight_hh[: 2 * hidden], weight_hh[2 * hidden :]))
         tasks = tasks_for(batch)
-        table = None if noise is None else Table(noise, h, tasks)
+        table = None if noise is None else table_of(noise, h, tasks)
         pointers = (
             steps, batch, hidden, gates, inner, h, packed_rz, packed_n, inner_bias, lengths, y, reverse, tasks,
-            0 if table is None else table.address,
+            table,
         )  # fmt: skip
         queue.launches.append((_forward(dtype, reset_after, table is not None), tasks, pointers, True))
     queue.run()
@@ -407,8 +405,8 @@ def backward(
         queue.launches.append((kernel, parts, (*common, parts, flags(parts)), runtime.TOGETHER))
     elif hidden:
         tasks = tasks_for(batch)
-        table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-        pointers = *common, tasks, 0 if table is None else table.address
+        table = None if plain else table_of(noise, dh, tasks, state_grad_clip)
+        pointers = *common, tasks, table
         queue.launches.append((_backward(dtype, saved.reset_after, table is not None), tasks, pointers, True))
     dx = empty(x.shape, dtype)
     if noise is None and small_gradients(steps, batch, 3 * hidden, inputs, hidden, dtype):
@@ -422,14 +420,16 @@ def backward(
         masked_steps(dx, m_x, out=dx)
     x, states = masked_steps(x, m_x), masked_steps(saved.h[1:] if saved.reverse else saved.h[:-1], m_h)
     both, candidate = slice(None, 2 * hidden), slice(2 * hidden, None)
-    weight_gradients(queue, flat[:, both], [x, states], [dweight_ih[both], dweight_hh[both]])
+    panels = [pack(queue, a.reshape(steps * batch, a.shape[2])) for a in (x, states)]
+    product(queue, flat[:, both].T, panels, [dweight_ih[both], dweight_hh[both]])
     if saved.reset_after:
         candidates = dinner.reshape(steps * batch, hidden)
-        weight_gradients(queue, flat[:, candidate], [x], [dweight_ih[candidate]])
-        weight_gradients(queue, candidates, [states], [dweight_hh[candidate]])
+        product(queue, flat[:, candidate].T, panels[:1], [dweight_ih[candidate]])
+        product(queue, candidates.T, panels[1:], [dweight_hh[candidate]])
     else:
         candidates = flat[:, candidate]
-        weight_gradients(queue, candidates, [x, saved.inner], [dweight_ih[candidate], dweight_hh[candidate]])
+        factors = [panels[0], saved.inner.reshape(steps * batch, hidden)]
+        product(queue, candidates.T, factors, [dweight_ih[candidate], dweight_hh[candidate]])
     dbias = np.empty((2, 3 * hidden), dtype)
     has_bias = saved.has_bias_ih or saved.has_bias_hh
     if has_bias:

@@ -30,14 +30,14 @@ from .between_steps_cpu import (
     ZONES,
     Noise,
     Parts,
-    Table,
     mask_h,
     mask_x,
     masked_steps,
+    table_of,
 )
 from .layer_norm_cpu import Normalised, layer_norm, layer_norm_backward, means, statistics
 from .layer_norm_lstm import Weights
-from .matmul_cpu import matmul, pack, panel_columns, rows_by_panels
+from .matmul_cpu import matmul, pack, panel_columns, product, rows_by_panels, zeros
 from .recurrent_cpu import GATE_BYTES, Array, copy_row, input_products, tasks_for, zero_row, zeroed_padding
 from .simd import Machine, Value, traced
 
@@ -417,8 +417,8 @@ def forward(
     x = zeroed_padding(x, lengths)
     queue = runtime.Queue()
     from_x = input_products(queue, masked_steps(x, mask_x(noise, x)), w.weight_ih, None)
-    packed = pack(queue, w.weight_hh.T)
     queue.run()
+    packed = pack(queue, w.weight_hh.T)
     gates, from_h = empty(from_x.shape, dtype), empty(from_x.shape, dtype)
     stats_x, stats = np.empty((2, steps * batch)), np.zeros((4, steps, batch))
     flat = steps * batch, 4 * hidden
@@ -428,19 +428,15 @@ def forward(
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
     y = states if lengths is None else empty(states.shape, dtype)
-    zeros, number = np.zeros(4 * hidden, dtype), np.array([eps])
     tasks = tasks_for(batch)
-    table = Table(noise, h, tasks)
-    pointers = np.array(
-        [
-            steps, batch, hidden, *map(runtime.address, (gates, h, c, packed)),
-            0 if lengths is None else runtime.address(lengths), runtime.address(y), reverse, tasks, table.address,
-            *map(runtime.address, (from_h, zeros, stats, number, w.gain_hh, w.gain_c, w.bias_c)),
-        ],
-        np.int64,
+    table = table_of(noise, h, tasks)
+    pointers = (
+        steps, batch, hidden, gates, h, c, packed, lengths, y, reverse, tasks, table, from_h,
+        zeros(4 * hidden, dtype), stats, (eps,), w.gain_hh, w.gain_c, w.bias_c,
     )  # fmt: skip
     if hidden:
-        runtime.run(_forward(dtype), tasks, pointers)
+        queue.launches.append((_forward(dtype), tasks, pointers, True))
+    queue.run()
     final = 0 if reverse else steps
     saved = Saved(x, w, lengths, reverse, noise, from_x, stats_x, from_h, stats, gates, h, c)
     return y, h[final].copy(), c[final].copy(), saved
@@ -458,22 +454,17 @@ def backward(
     cells, dscaled = (empty((steps, batch, hidden), dtype) for _ in range(2))
     dproduct = empty((batch, 4 * hidden), dtype)
     queue = runtime.Queue()
-    zeros, packed = np.zeros(hidden, dtype), pack(queue, w.weight_hh)
-    queue.run()
+    packed = pack(queue, w.weight_hh)
     tasks = tasks_for(batch)
-    table = Table(noise, dh, tasks, state_grad_clip)
-    pointers = np.array(
-        [
-            steps, batch, hidden, runtime.address(gates), runtime.address(saved.c),
-            0 if dy is None else runtime.address(dy), *map(runtime.address, (dh, dc, dgates, packed)),
-            0 if saved.lengths is None else runtime.address(saved.lengths), runtime.address(zeros),
-            saved.reverse, tasks, table.address,
-            *map(runtime.address, (saved.from_h, cells, dscaled, saved.stats, w.gain_hh, w.gain_c, w.bias_c, dproduct)),
-        ],
-        np.int64,
+    table = table_of(noise, dh, tasks, state_grad_clip)
+    pointers = (
+        steps, batch, hidden, gates, saved.c, dy, dh, dc, dgates, packed, saved.lengths, zeros(hidden, dtype),
+        saved.reverse, tasks, table, saved.from_h, cells, dscaled, saved.stats, w.gain_hh, w.gain_c, w.bias_c,
+        dproduct,
     )  # fmt: skip
     if hidden:
-        runtime.run(_backward(dtype), tasks, pointers)
+        queue.launches.append((_backward(dtype), tasks, pointers, True))
+    queue.run()
     d = Weights(*(empty(a.shape, dtype) for a in w))
     rows, flat = (steps * batch, hidden), dgates.reshape(steps * batch, 4 * hidden)
     mean_h, rstd_h, mean_c, rstd_c = saved.stats.reshape(4, steps * batch)
@@ -487,7 +478,8 @@ def backward(
     mean_x, rstd_x = saved.stats_x
     layer_norm_backward(flat, from_x, w.gain_ih, mean_x, rstd_x, behind, d.gain_ih, d.bias_ih)
     m_x, dx = mask_x(noise, x), empty(x.shape, dtype)
-    matmul(behind, w.weight_ih, dx.reshape(steps * batch, inputs))
+    product(queue, behind, w.weight_ih, dx.reshape(steps * batch, inputs))
+    product(queue, behind.T, masked_steps(x, m_x).reshape(steps * batch, inputs), d.weight_ih)
+    queue.run()
     masked_steps(dx, m_x, out=dx)
-    matmul(behind.T, masked_steps(x, m_x).reshape(steps * batch, inputs), d.weight_ih)
     return dx, dh, dc, d

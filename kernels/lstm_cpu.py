@@ -35,11 +35,11 @@ from .between_steps_cpu import (
     ZONES,
     Noise,
     Parts,
-    Table,
     clamped,
     mask_h,
     mask_x,
     masked_steps,
+    table_of,
 )
 from .linear_cpu import column_sums, small_products, small_sum
 from .lstm_cell_cpu import Step, gate_gradients, gate_values
@@ -242,12 +242,11 @@ def forward(
         hn, cn, step = lstm_cell_cpu.forward(x[0], h0, c0, weight_ih, weight_hh, bias_ih, bias_hh)
         return hn[None].copy(), hn, cn, step
     x = zeroed_padding(x, lengths)
-    biases = [b for b in (bias_ih, bias_hh) if b is not None]
+    bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     queue = runtime.Queue()
-    gates = input_products(
-        queue, masked_steps(x, mask_x(noise, x)), weight_ih, sum(biases[1:], biases[0]) if biases else None
-    )
-    h, c = (empty((steps + 1, batch, hidden), dtype) for _ in range(2))
+    gates = input_products(queue, x if noise is None else masked_steps(x, mask_x(noise, x)), weight_ih, bias)
+    size = steps + 1, batch, hidden
+    h, c = empty(size, dtype), empty(size, dtype)
     initial = steps if reverse else 0
     h[initial], c[initial] = h0, c0
     states = h[:-1] if reverse else h[1:]
@@ -262,15 +261,15 @@ def forward(
     elif hidden:
         packed = pack(queue, weight_hh.T)
         tasks = tasks_for(batch)
-        table = None if noise is None else Table(noise, h, tasks)
+        table = None if noise is None else table_of(noise, h, tasks)
         pointers = (
             steps, batch, hidden, gates, h, c, packed, lengths, y, reverse, tasks,
-            0 if table is None else table.address,
+            table,
         )  # fmt: skip
         queue.launches.append((_forward(dtype, table is not None), tasks, pointers, True))
     queue.run()
     final = 0 if reverse else steps
-    saved = Saved(x, weight_ih, weight_hh, bool(biases), lengths, reverse, gates, h, c, noise)
+    saved = Saved(x, weight_ih, weight_hh, bias is not None, lengths, reverse, gates, h, c, noise)
     return y, h[final].copy(), c[final].copy(), saved
 
 
@@ -303,8 +302,8 @@ def backward(
         queue.launches.append((kernel, parts, (*common, parts, flags(parts)), runtime.TOGETHER))
     elif hidden:
         tasks = tasks_for(batch)
-        table = None if plain else Table(noise, dh, tasks, state_grad_clip)
-        pointers = *common, tasks, 0 if table is None else table.address
+        table = None if plain else table_of(noise, dh, tasks, state_grad_clip)
+        pointers = *common, tasks, table
         queue.launches.append((_backward(dtype, table is not None), tasks, pointers, True))
     dx = empty(x.shape, dtype)
     if noise is None and small_gradients(steps, batch, 4 * hidden, inputs, hidden, dtype):

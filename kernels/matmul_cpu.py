@@ -367,7 +367,7 @@ def product(
     bias: np.ndarray | None = None,
     accumulate: bool = False,
 ) -> None:
-    """Put `matmul` into a queue."""
+    """Put `matmul` into a queue; of several b, each may be an array that `pack` returned."""
     bs = [b] if isinstance(b, np.ndarray) else b
     outs = [out] if isinstance(out, np.ndarray) else out
     dtype = a.dtype
@@ -386,7 +386,7 @@ def product(
         n = target.shape[1]
         if n == 0:
             continue
-        packed_b = pack(queue, right)
+        packed_b = right if right.ndim == 1 else pack(queue, right)
         start = target if accumulate else zeros(n, dtype) if bias is None else bias
         strides = (target.strides[0], target.strides[0] if accumulate else 0)
         operands += packed_b, n, target, strides[0], start, strides[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
+from .fpcontrol import architecture
 from .inner import inner, instruction
 from .simd import CACHE_LINE
 
@@ -34,11 +35,17 @@ def _declared(builder: ir.IRBuilder, name: str, kind: ir.FunctionType) -> ir.Fun
     return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
 
 
+def emit_pause(builder: ir.IRBuilder, architecture: str) -> None:
+    """Wait some 10 ns, and leave the core to its other thread meanwhile."""
+    if architecture == "x86_64":
+        builder.call(_declared(builder, "llvm.x86.sse2.pause", ir.FunctionType(VOID, ())), [])
+    elif architecture in ("aarch64", "arm64"):  # its "yield" takes no time on most of these
+        builder.call(_declared(builder, "llvm.aarch64.isb", ir.FunctionType(VOID, [I32])), [I32(15)])
+
+
 @instruction("void()")
 def _pause(builder):
-    """Leave the core to its other thread for a moment."""
-    if builder.module.triple.startswith("x86_64"):
-        builder.call(_declared(builder, "llvm.x86.sse2.pause", ir.FunctionType(VOID, ())), [])
+    emit_pause(builder, architecture())
 
 
 @instruction("void()")

@@ -35,16 +35,21 @@ def tasks_for(batch: int) -> int:
 def parts_of_units(batch: int, gates: int, hidden: int, dtype: np.dtype) -> int:
     """Return into how many parts the hidden units are split, where that is better than by sequences; else 0.
 
-    By units each thread reads its own columns of W_hh alone, but all meet after each step. Of an LSTM on two threads
-    that took 0.54 of the time with H = 256 and one sequence, 0.7 with two, 0.8 with four and 0.97 with eight; with H =
-    128 0.84, 0.8 and from four on no less; with twelve and more no difference beyond 2 %.
+    By units each thread reads its own columns of W_hh alone, but all meet after each step. An LSTM with H = 256 took
+    on two threads 0.54 of the time with one sequence, 0.7 with two, 0.8 with four and 0.97 with eight; with H = 128
+    0.84, 0.8 and from four on no less; with twelve and more there was no difference beyond 2 %.
     """
     threads = runtime.team_size()
-    size = gates * hidden * hidden * dtype.itemsize
-    if batch > 4 * threads or size < (FEWEST_BYTES if batch < 2 * threads else 4 * FEWEST_BYTES):
-        return 0
     parts = min(threads, -(-hidden // panel_columns(dtype)))
-    return parts if parts > 1 else 0
+    size = gates * hidden * hidden * dtype.itemsize
+    if (
+        not batch
+        or parts < 2
+        or size < FEWEST_BYTES
+        or (batch >= 2 * parts and (size < 4 * FEWEST_BYTES or batch > 4 * parts))
+    ):
+        return 0
+    return parts
 
 
 def zeroed_padding(x: Array, lengths: Array | None) -> Array:

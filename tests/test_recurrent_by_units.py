@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from fastgrad.kernels import gru_cpu, lstm_cpu, recurrent_cpu, runtime
+from fastgrad.kernels import gru_cpu, lstm_cpu, meeting, recurrent_cpu, runtime
 from support import random
 
 import fastgrad
@@ -75,8 +75,10 @@ def test_which_sizes_go_by_units(threads):
     f4 = np.dtype(np.float32)
     parts = recurrent_cpu.parts_of_units
     assert parts(1, 4, 256, f4) == min(threads, 8) and parts(1, 4, 64, f4) == 0
+    most = min(threads, 4)  # 128 units are four panels: more threads than that go by sequences
+    assert parts(2 * most - 1, 4, 128, f4) == most and parts(2 * most, 4, 128, f4) == 0
     assert parts(4 * threads + 1, 4, 1024, f4) == 0 and parts(4 * threads, 4, 1024, f4) > 1
-    assert parts(1, 4, 0, f4) == parts(0, 4, 0, f4) == 0
+    assert parts(1, 4, 0, f4) == parts(0, 4, 0, f4) == parts(0, 4, 256, f4) == 0
     fastgrad.set_num_threads(1)
     assert parts(1, 4, 256, f4) == 0
 
@@ -139,3 +141,26 @@ def test_teams_of_other_sizes():
     assert run(NUMBA_NUM_THREADS="4", OMP_THREAD_LIMIT="1") == alone
     assert run(NUMBA_NUM_THREADS="4", OMP_THREAD_LIMIT="3") == alone
     assert run(NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER="workqueue") == alone
+
+
+@pytest.mark.parametrize(
+    ("triple", "instruction"),
+    [("x86_64-unknown-linux-gnu", "pause"), ("aarch64-unknown-linux-gnu", "isb"), ("ppc64le-unknown-linux-gnu", "")],
+)
+def test_who_waits_pauses(triple, instruction):
+    """Without a pause the 2,000 turns of a wait would be over in some microseconds."""
+    from llvmlite import binding, ir
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = ir.Module("waiting")
+    module.triple = triple
+    builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(ir.VoidType(), ()), "wait").append_basic_block())
+    meeting.emit_pause(builder, triple.partition("-")[0])
+    builder.ret_void()
+    machine = binding.Target.from_triple(triple).create_target_machine()
+    assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
+    if instruction:
+        assert instruction in assembly
+    else:
+        assert "call" not in assembly
