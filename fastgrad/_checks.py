@@ -308,6 +308,19 @@ def integer(name: str, value: Any, low: int, unit: str = "") -> int:
     return int(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return a flag as Python's bool; 0 and 1 are taken too.
+
+    Raises:
+        TypeError: something else, such as the "no" of a configuration file, which is true.
+    """
+    if value is True or value is False:
+        return value
+    if isinstance(value, bool | np.bool_ | int | np.integer) and (value == 0 or value == 1):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {value!r:.60}")
+
+
 def saved_by(kind: type, value: Any, function: str) -> None:
     """Raise TypeError unless `value` is a `kind`, which `function` returns last for its backward."""
     if not isinstance(value, kind):

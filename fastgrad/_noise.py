@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad._checks import number
+from fastgrad._checks import flag, number
 from fastgrad.kernels.between_steps_ref import Noise
 
 
@@ -26,7 +26,7 @@ def noise_of(training: bool, seed: Any, offset: Any, **probabilities: Any) -> No
     given = [name for name, value in p.items() if value > 0]
     if not given:
         return None
-    random = bool(training)
+    random = flag("training", training)
     if random and seed is None:
         raise TypeError(
             f"seed: {given[0]} in training needs random numbers; pass seed=... and another offset each call"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import Array, empty, zeros
-from fastgrad._checks import finish, float_array, float_array_like, number, output, overlap, saved_by
+from fastgrad._checks import finish, flag, float_array, float_array_like, number, output, overlap, saved_by
 from fastgrad._dispatch import kernels
 from fastgrad._shapes import Shapes
 
@@ -223,6 +223,7 @@ def batch_norm(
     eps, momentum = number("eps", eps, 0.0), number("momentum", momentum, 0.0, 1.0)
     count = source.shape[1]
     inner = math.prod(source.shape[2:])
+    training = flag("training", training)
     if training and source.shape[0] * inner < 2:
         raise ValueError(f"x: expected at least 2 numbers for each channel in training, got shape {source.shape}")
     if (running_mean is None) != (running_var is None):
@@ -254,9 +255,9 @@ def batch_norm(
         y = output("out", out, "x", source, apart=[(name, a) for name, a in given.items() if a is not None])
     x3 = source.reshape(source.shape[0], count, inner)
     kernel = kernels("batch_norm", source).batch_norm
-    mean, rstd = kernel(x3, w, b, running, bool(training), momentum, eps, y.reshape(x3.shape))
+    mean, rstd = kernel(x3, w, b, running, training, momentum, eps, y.reshape(x3.shape))
     affine = (weight is not None, bias is not None)
-    return finish(out, y), BatchNormSaved(x3, w, mean, rstd, bool(training), source.shape, affine)
+    return finish(out, y), BatchNormSaved(x3, w, mean, rstd, training, source.shape, affine)
 
 
 def batch_norm_backward(dy: Array, saved: BatchNormSaved, *, out: Array | None = None) -> BatchNormGradients:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastgrad._arrays import Array, zeros
-from fastgrad._checks import no_gradient, number, sized_array
+from fastgrad._checks import flag, no_gradient, number, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
 from fastgrad.kernels.layer_norm_lstm import Weights
@@ -90,7 +90,7 @@ def layer_norm_lstm(
         TypeError, ValueError: as in `lstm`; eps is not more than 0.
     """
     a = _Arguments(4, x, "T B I", ("h0", "c0"), (h0, c0), weight_ih, weight_hh, bias_ih, bias_hh)
-    eps = number("eps", eps, 0.0, open_low=True)
+    eps, reverse = number("eps", eps, 0.0, open_low=True), flag("reverse", reverse)
     noise = noise_of(
         training, seed, offset,
         zoneout_h=zoneout_h, zoneout_c=zoneout_c, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
@@ -109,7 +109,7 @@ def layer_norm_lstm(
         vector("bias_c", bias_c, "H"),
     )  # fmt: skip
     module = kernels("layer_norm_lstm", a.x)
-    y, hn, cn, payload = module.forward(a.x, *a.states, weights, eps, a.lengths(lengths), bool(reverse), noise)
+    y, hn, cn, payload = module.forward(a.x, *a.states, weights, eps, a.lengths(lengths), reverse, noise)
     saved = Saved("layer_norm_lstm", module, (payload, bias_c is not None), hn, y.shape, bias_ih is not None,
                   bias_hh is not None)  # fmt: skip
     return y, (hn, cn), saved

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import copy_like, zeros
-from fastgrad._checks import Array, float_array_like, no_gradient, saved_by, sequence_lengths, sized_array
+from fastgrad._checks import Array, flag, float_array_like, no_gradient, saved_by, sequence_lengths, sized_array
 from fastgrad._dispatch import kernels
 from fastgrad._noise import clip_of, noise_of
 from fastgrad._shapes import Shapes
@@ -207,9 +207,10 @@ def lstm(
 
     Raises:
         TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths, seed or offset
-            are no integers, or a seed is needed.
+            are no integers, a flag is neither True nor False, or a seed is needed.
         ValueError: a shape does not fit, or a length, probability, seed or offset is out of range.
     """
+    reverse = flag("reverse", reverse)
     a = _Arguments(4, x, "T B I", ("h0", "c0"), (h0, c0), weight_ih, weight_hh, bias_ih, bias_hh)
     noise = noise_of(
         training, seed, offset,
@@ -217,7 +218,7 @@ def lstm(
     )  # fmt: skip
     module = kernels("lstm", a.x)
     y, hn, cn, payload = module.forward(
-        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.lengths(lengths), bool(reverse), noise
+        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.lengths(lengths), reverse, noise
     )
     return y, (hn, cn), Saved("lstm", module, payload, hn, y.shape, bias_ih is not None, bias_hh is not None)
 
@@ -382,7 +383,7 @@ def gru(
 
     Raises:
         TypeError: an argument is no array, not float32 or float64, or not of the dtype of x; lengths, seed or offset
-            are no integers, or a seed is needed.
+            are no integers, a flag is neither True nor False, or a seed is needed.
         ValueError: a shape does not fit, or a length, probability, seed or offset is out of range.
     """
     a = _Arguments(3, x, "T B I", ("h0",), (h0,), weight_ih, weight_hh, bias_ih, bias_hh)
@@ -399,8 +400,8 @@ def gru(
         a.bias_ih,
         a.bias_hh,
         a.lengths(lengths),
-        bool(reverse),
-        bool(reset_after),
+        flag("reverse", reverse),
+        flag("reset_after", reset_after),
         noise,
     )
     return y, hn, Saved("gru", module, payload, hn, y.shape, bias_ih is not None, bias_hh is not None)
@@ -466,7 +467,7 @@ def gru_cell(
     a = _Arguments(3, x, "B I", ("h",), (h,), weight_ih, weight_hh, bias_ih, bias_hh)
     module = kernels("gru", a.x)
     h_next, payload = module.forward_step(
-        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, bool(reset_after)
+        a.x, *a.states, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, flag("reset_after", reset_after)
     )
     saved = Saved("gru_cell", module, payload, h_next, h_next.shape, bias_ih is not None, bias_hh is not None)
     return h_next, saved

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad._arrays import Array, empty, is_array
-from fastgrad._checks import distinct, finish, float_array, number, output, same_array, saved_by, sequence_lengths
+from fastgrad._checks import distinct, finish, flag, float_array, number, output, same_array, saved_by, sequence_lengths
 from fastgrad._dispatch import kernels
 from fastgrad._shapes import Shapes
 from fastgrad.regularization import counted
@@ -116,7 +116,8 @@ def attention(
         v and y: leave them as they are until then.
 
     Raises:
-        TypeError: an argument is no array, not float32 or float64, or not of the dtype of q; lengths are no integers.
+        TypeError: an argument is no array, not float32 or float64, or not of the dtype of q; lengths are no
+            integers, or causal is neither True nor False.
         ValueError: a shape does not fit, a number is out of range, out is read-only or overlaps.
 
     Sources: Vaswani et al., Attention Is All You Need, 2017; Milakov & Gimelshein, Online normalizer calculation for
@@ -133,6 +134,7 @@ def attention(
         keys: tuple[int, ...] = getattr(k, "shape", ())
         b = _read("k", k, a, (B, H, keys[2] if len(keys) == 4 else T, D))
         c = _read("v", v, a, b.shape)
+    causal = flag("causal", causal)
     scale = D**-0.5 if scale is None else number("scale", scale)
     p = number("dropout", dropout, 0.0, 1.0)
     counts = counted("seed", seed), counted("offset", offset)
@@ -148,9 +150,9 @@ def attention(
     largest, total = empty((B, H, T), a.dtype, a), empty((B, H, T), a.dtype, a)
     module = kernels("attention", a)
     if y.size:
-        module.attention(a, b, c, scale, bool(causal), limits, dropped, y, largest, total)
+        module.attention(a, b, c, scale, causal, limits, dropped, y, largest, total)
     result = finish(out, y)
-    return result, AttentionSaved(a, b, c, y, largest, total, scale, bool(causal), limits, dropped, module)
+    return result, AttentionSaved(a, b, c, y, largest, total, scale, causal, limits, dropped, module)
 
 
 def attention_backward(

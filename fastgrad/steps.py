@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgrad._checks import Array, number
+from fastgrad._checks import Array, flag, number
 from fastgrad._dispatch import kernels, list_kernels, on_device
 from fastgrad._tensor_lists import TensorGroups, tensor_list
 from fastgrad.clipping import clip_coefficient
@@ -129,7 +129,7 @@ def adam_step(
         With max_norm the norm before clipping, 0-d float64 array, on the device of the gradients; None without.
 
     Raises:
-        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number, flag or
             gradient_norm has a wrong type.
         ValueError: lengths or shapes differ, a number is out of its range, a changed array is read-only or overlaps
             another array of the call.
@@ -144,6 +144,7 @@ def adam_step(
     beta2 = number("betas[1]", beta2, 0.0, 1.0, open_high=True)
     eps = number("eps", eps, 0.0)
     weight_decay = number("weight_decay", weight_decay, 0.0)
+    decoupled, maximize = flag("decoupled", decoupled), flag("maximize", maximize)
     words = "params! grads exp_avg! exp_avg_sq!"
     if max_exp_avg_sq is None:
         groups = TensorGroups(words, params, grads, exp_avg, exp_avg_sq)
@@ -160,8 +161,8 @@ def adam_step(
         beta2,
         eps,
         weight_decay,
-        bool(decoupled),
-        bool(maximize),
+        decoupled,
+        maximize,
     )
     return _run("adam", groups, grads, settings, grad_scale, max_norm, gradient_norm)
 
@@ -215,7 +216,7 @@ def sgd_step(
         With max_norm the norm before clipping, 0-d float64 array, on the device of the gradients; None without.
 
     Raises:
-        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number, flag or
             gradient_norm has a wrong type.
         ValueError: lengths or shapes differ, a number is out of its range, momentum without a buffer, a changed array
             is read-only or overlaps another array of the call.
@@ -226,6 +227,7 @@ def sgd_step(
     weight_decay = number("weight_decay", weight_decay, 0.0)
     if momentum_buffer is None and momentum != 0:
         raise ValueError(f"momentum_buffer: momentum = {momentum} needs one array of zeros per parameter, got None")
+    nesterov, maximize = flag("nesterov", nesterov), flag("maximize", maximize)
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(
             f"nesterov: needs momentum > 0 and dampening = 0, got momentum = {momentum}, dampening = {dampening}"
@@ -235,7 +237,7 @@ def sgd_step(
     else:
         groups = TensorGroups("params! grads momentum_buffer!", params, grads, momentum_buffer)
         buffer = groups.lists[2]
-    settings = (buffer, lr, momentum, dampening, bool(nesterov), weight_decay, bool(maximize))
+    settings = (buffer, lr, momentum, dampening, nesterov, weight_decay, maximize)
     return _run("sgd", groups, grads, settings, grad_scale, max_norm, gradient_norm)
 
 
@@ -297,7 +299,7 @@ def rmsprop_step(
         With max_norm the norm before clipping, 0-d float64 array, on the device of the gradients; None without.
 
     Raises:
-        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number or
+        TypeError: an entry is no array, not float32 or float64, or not of the dtype of the others; a number, flag or
             gradient_norm has a wrong type.
         ValueError: lengths or shapes differ, a number is out of its range, momentum without a buffer, centered without
             grad_avg, a changed array is read-only or overlaps another array of the call.
@@ -309,6 +311,7 @@ def rmsprop_step(
     weight_decay = number("weight_decay", weight_decay, 0.0)
     if momentum_buffer is None and momentum != 0:
         raise ValueError(f"momentum_buffer: momentum = {momentum} needs one array of zeros per parameter, got None")
+    centered, maximize = flag("centered", centered), flag("maximize", maximize)
     if grad_avg is None and centered:
         raise ValueError("grad_avg: centered needs one array of zeros per parameter, got None")
     words, given = "params! grads square_avg!", [params, grads, square_avg]
@@ -329,6 +332,6 @@ def rmsprop_step(
         eps,
         weight_decay,
         momentum,
-        bool(maximize),
+        maximize,
     )
     return _run("rmsprop", groups, grads, settings, grad_scale, max_norm, gradient_norm)

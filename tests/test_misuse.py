@@ -370,3 +370,28 @@ def test_what_is_left_of_the_range_of_float32():
             assert np.isfinite(fastgrad.activation(X, kind, **{name: value})).all()
     assert fastgrad.activation(np.zeros(1), "elu", alpha=1e300) == 0
     assert layers.Activation("elu", alpha=1e300).forward(np.zeros(1)) == 0
+
+
+FLAGS = {
+    "training": lambda flag: fastgrad.batch_norm(
+        ROWS, running_mean=np.zeros(3, np.float32), running_var=np.ones(3, np.float32), training=flag
+    ),
+    "causal": lambda flag: fastgrad.attention(*[X.reshape(1, 2, 2, 3)] * 3, causal=flag),
+    "reverse": lambda flag: fastgrad.lstm(X, None, None, WEIGHT_IH, WEIGHT_HH, reverse=flag),
+    "reset_after": lambda flag: fastgrad.gru(X, None, WEIGHT_IH[:6], WEIGHT_HH[:6], reset_after=flag),
+    "maximize": lambda flag: fastgrad.sgd_step(ROWS.copy(), ROWS.copy(), lr=0.1, maximize=flag),
+    "decoupled": lambda flag: fastgrad.adam_step(*[ROWS**2 for _ in range(4)], step=1, decoupled=flag),
+    "bidirectional": lambda flag: layers.LSTM(3, 4, bidirectional=flag),
+    "batch_first": lambda flag: layers.MultiHeadAttention(4, 2, batch_first=flag),
+    "mode": lambda flag: layers.Dropout(0.5).train(flag),
+}
+WEIGHT_IH, WEIGHT_HH = np.ones((8, 3), np.float32), np.ones((8, 2), np.float32)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_that_is_neither_true_nor_false(name):
+    """The "no" of a configuration file is true."""
+    for wrong, what in (("no", "'no'"), (None, "None"), (2, "2"), (0.0, "0.0"), (np.array([0]), "array([0])")):
+        check(lambda wrong=wrong: FLAGS[name](wrong), TypeError, f"{name}: expected True or False, got {what}")
+    for right in (True, False, np.True_, np.False_, 0, 1, np.int64(1)):
+        FLAGS[name](right)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, empty, kept_for_graphs
-from fastgrad._checks import number
+from fastgrad._checks import flag, number
 from fastgrad.layers.base import Layer, Parameter, Rng, positive, wrong_shape
 from fastgrad.layers.dense import Linear
 from fastgrad.linear import linear, linear_backward
@@ -64,7 +64,7 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"num_heads: expected a divisor of embed_dim = {embed_dim}, got {num_heads}")
         rng = np.random.default_rng(rng)
         self.embed_dim, self.num_heads = embed_dim, num_heads
-        self.causal, self.batch_first = bool(causal), bool(batch_first)
+        self.causal, self.batch_first = flag("causal", causal), flag("batch_first", batch_first)
         self.dropout = number("dropout", dropout, 0.0, 1.0)
         self.in_proj_weight = Parameter(init.xavier_uniform((3 * embed_dim, embed_dim), rng=rng, dtype=dtype))
         self.in_proj_bias = Parameter(np.zeros(3 * embed_dim, dtype)) if bias else None

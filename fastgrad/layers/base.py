@@ -9,7 +9,7 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, device_module, is_array, kind_name, to_host
-from fastgrad._checks import FLOATS
+from fastgrad._checks import FLOATS, flag
 from fastgrad._dispatch import wrong_array
 from fastgrad._gpu import mover
 
@@ -149,7 +149,7 @@ class Layer:
 
     def train(self, mode: bool = True) -> Self:
         """Switch this layer and all below to training (or with mode=False to evaluation), and return it."""
-        self.training = mode
+        self.training = flag("mode", mode)
         for layer in self._layers():
             layer.train(mode)
         return self

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastgrad import init
 from fastgrad._arrays import Array, array_module, kept_for_graphs
-from fastgrad._checks import no_gradient, number
+from fastgrad._checks import flag, no_gradient, number
 from fastgrad._noise import clip_of, probability
 from fastgrad.layers.base import Layer, Parameter, Rng, describe, positive, uniform, wrong_shape
 from fastgrad.normalized_lstm import layer_norm_lstm, layer_norm_lstm_backward
@@ -58,7 +58,7 @@ class _Recurrent(Layer):
         positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         rng = np.random.default_rng(rng)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
+        self.bidirectional, self.batch_first = flag("bidirectional", bidirectional), flag("batch_first", batch_first)
         self.dtype = init.float_dtype(dtype)
         for name, p in zip(self._probabilities, probabilities, strict=True):
             setattr(self, name, probability(name, p))
@@ -325,7 +325,7 @@ class GRU(_Recurrent):
         dtype: Any = np.float32,
         device: str = "cpu",
     ) -> None:
-        self.reset_after = bool(reset_after)
+        self.reset_after = flag("reset_after", reset_after)
         probabilities = zoneout_h, input_dropout, recurrent_dropout
         super().__init__(
             input_size, hidden_size, num_layers, bidirectional, batch_first,
