@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STEMS: dict[str, tuple[str, ...]] = {
     "gru": ("gru", "gru_cell", "gru_units", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
     "lstm": ("lstm", "lstm_cell", "lstm_units", "cell", "matmul", "linear", "rows", "between_steps", "dropout"),
-    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "rows", "between_steps", "dropout"),
+    "layer_norm_lstm": ("layer_norm_lstm", "layer_norm", "matmul", "linear", "rows", "between_steps", "dropout"),
     "attention": ("attention",),
     "linear": ("linear", "matmul", "rows"),
     "activation": ("activation", "rows"),
