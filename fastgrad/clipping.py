@@ -121,7 +121,7 @@ def clip_by_global_norm(
     else:
         coefficient = clip_coefficient(norm, max_norm)
         if coefficient != 1.0:
-            list_kernels("clip", checked).scale(checked, np.array([coefficient] * len(checked)))
+            list_kernels("clip", checked).scale(checked, [coefficient] * len(checked))
     groups.done()
     return as_scalar(norm)
 
@@ -179,8 +179,7 @@ def clip_norms(checked: Sequence[Array], max_norm: float, axis: int | None) -> A
         list_kernels("clip", checked).scale(checked, coefficients, each=True)
         return norms
     norms = list_kernels("norm", checked).tensor_norms(checked, 2.0)
-    coefficients = np.array([clip_coefficient(norm, max_norm) for norm in norms.tolist()])
-    list_kernels("clip", checked).scale(checked, coefficients)
+    list_kernels("clip", checked).scale(checked, [clip_coefficient(norm, max_norm) for norm in norms.tolist()])
     return norms
 
 

@@ -162,6 +162,10 @@ class BatchNormGradients(NamedTuple):
     dbias: Array | None
 
 
+def _apart(a: Array, b: Array) -> bool:
+    return a is not b and a.base is None and b.base is None
+
+
 def _refuse_shared(running_mean: Array, running_var: Array, x: Array, weight: Any, bias: Any) -> None:
     """Raise ValueError where running statistics share memory with each other or with an input."""
     if running_mean is not running_var and running_mean.flags.owndata and running_var.flags.owndata:
@@ -218,14 +222,15 @@ def batch_norm(
     """
     fits = _BATCH_NORM.fit(x, weight, bias, running_mean, running_var)
     source = x if fits else float_array("x", x)
-    if source.ndim < 2:
-        raise ValueError(f"x: expected shape (B, C) or (B, C, ...), got {source.shape}")
+    size = source.shape
+    if len(size) < 2:
+        raise ValueError(f"x: expected shape (B, C) or (B, C, ...), got {size}")
     eps, momentum = number("eps", eps, 0.0), number("momentum", momentum, 0.0, 1.0)
-    count = source.shape[1]
-    inner = math.prod(source.shape[2:])
+    batch, count = size[:2]
+    inner = math.prod(size[2:])
     training = flag("training", training)
-    if training and source.shape[0] * inner < 2:
-        raise ValueError(f"x: expected at least 2 numbers for each channel in training, got shape {source.shape}")
+    if training and batch * inner < 2:
+        raise ValueError(f"x: expected at least 2 numbers for each channel in training, got shape {size}")
     if (running_mean is None) != (running_var is None):
         there, none = ("running_mean", "running_var") if running_var is None else ("running_var", "running_mean")
         raise ValueError(f"{none}: expected an array as {there} is one, got None; pass both or neither")
@@ -244,20 +249,20 @@ def batch_norm(
                     f"{name}: expected a C-contiguous, aligned array, which is updated in place, got strides "
                     f"{a.strides} of {a.dtype}; pass {name}.copy() and keep that"
                 )
-    if running is not None and training:
+    if running is not None and training and not (fits and _apart(*running)):
         _refuse_shared(running[0], running[1], x, weight, bias)
     if running is None and not training:
         raise ValueError("running_mean: expected the statistics to evaluate with, got None; pass training=True")
     if out is None:
-        y = empty(source.shape, source.dtype, source)
+        y = empty(size, source.dtype, source)
     else:
         given = {"x": x, "weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
         y = output("out", out, "x", source, apart=[(name, a) for name, a in given.items() if a is not None])
-    x3 = source.reshape(source.shape[0], count, inner)
+    x3 = source.reshape(batch, count, inner)
     kernel = kernels("batch_norm", source).batch_norm
     mean, rstd = kernel(x3, w, b, running, training, momentum, eps, y.reshape(x3.shape))
     affine = (weight is not None, bias is not None)
-    return finish(out, y), BatchNormSaved(x3, w, mean, rstd, training, source.shape, affine)
+    return finish(out, y), BatchNormSaved(x3, w, mean, rstd, training, size, affine)
 
 
 def batch_norm_backward(dy: Array, saved: BatchNormSaved, *, out: Array | None = None) -> BatchNormGradients:

@@ -26,16 +26,16 @@ def _clamp(dtype: np.dtype) -> Any:
     return streams_kernel(clamp, dtype, (0,), (0,), scalars=2)
 
 
-def scale(arrays: list[np.ndarray], coefficients: np.ndarray) -> None:
-    """Multiply each array in place by its coefficient, float64 (len(arrays),); 1.0 leaves the array untouched."""
-    chosen = [i for i, coefficient in enumerate(coefficients.tolist()) if coefficient != 1.0]
+def scale(arrays: list[np.ndarray], coefficients: list[float]) -> None:
+    """Multiply each array in place by its coefficient; 1.0 leaves the array untouched."""
+    chosen = [i for i, coefficient in enumerate(coefficients) if coefficient != 1.0]
     if not chosen:
         return
-    if len(chosen) < coefficients.size:
+    if len(chosen) < len(coefficients):
         whole = list(arrays)
-        arrays, coefficients = [whole[i] for i in chosen], coefficients[chosen]
+        arrays, coefficients = [whole[i] for i in chosen], [coefficients[i] for i in chosen]
     table, stream = table_of([arrays])
-    table.run(_scale(table.dtype), own=coefficients, stream=stream)
+    table.run(_scale(table.dtype), own=np.array(coefficients), stream=stream)
 
 
 def clip_by_value(arrays: list[np.ndarray], low: float, high: float) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 Array = np.ndarray
 
 
-def scale(arrays: list[Array], coefficients: Array) -> None:
-    """Multiply each array in place by its coefficient, float64 (len(arrays),); 1.0 leaves the array untouched."""
+def scale(arrays: list[Array], coefficients: list[float]) -> None:
+    """Multiply each array in place by its coefficient; 1.0 leaves the array untouched."""
     with np.errstate(all="ignore"):
         for a, c in zip(arrays, coefficients, strict=True):
             if c != 1.0:
-                a *= float(c)
+                a *= c
 
 
 def clip_by_value(arrays: list[Array], low: float, high: float) -> None:

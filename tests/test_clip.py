@@ -205,7 +205,8 @@ def test_planted_faults_are_caught(monkeypatch, fault):
 
     def wrong(arrays, coefficients):
         # eps forgotten in the denominator; the last array forgotten.
-        original(*((arrays, coefficients * (1 + 1e-6)) if fault == "eps" else (arrays[:-1], coefficients[:-1])))
+        larger = [c * (1 + 1e-6) for c in coefficients]
+        original(*((arrays, larger) if fault == "eps" else (arrays[:-1], coefficients[:-1])))
 
     monkeypatch.setattr(clip_ref, "scale", wrong)
     with fastgrad.backend("reference"):
