@@ -10,7 +10,7 @@ from . import runtime
 from .gru_cell_cpu import gate_gradients, gate_values
 from .matmul_cpu import panel_columns, rows_by_panels
 from .meeting import meet
-from .recurrent_cpu import GATE_BYTES, copy_row, zero_row
+from .recurrent_cpu import GATE_BYTES, copy_row, own_units, zero_row
 from .simd import traced
 
 
@@ -32,14 +32,10 @@ def forward(dtype: np.dtype) -> Any:
             pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
         )  # fmt: skip
         bias, lengths, y, reverse, flags = pointers[9], pointers[10], pointers[11], pointers[12], pointers[14]
-        member, members = runtime.member_of(place), min(runtime.members_of(place), pointers[13])
+        member, members, first, panels, unit, units = own_units(place, pointers[13], hidden, width)
         if member >= members:
             return
         row, row3 = hidden * item, 3 * hidden * item
-        panels = (hidden + width - 1) // width
-        first, last = panels * member // members, panels * (member + 1) // members
-        unit = first * width
-        units = min(last * width, hidden) - unit
         for s in range(steps):
             t = steps - 1 - s if reverse else s
             before = h + (t + 1 if reverse else t) * batch * row
@@ -48,10 +44,10 @@ def forward(dtype: np.dtype) -> Any:
             for gate in range(2):
                 sums = g + gate * row
                 multiply(
-                    before, row, batch, pointers[6 + gate], hidden, first, last - first, hidden, sums, row3,
+                    before, row, batch, pointers[6 + gate], hidden, first, panels, hidden, sums, row3,
                     sums, row3, 0, hidden,
                 )  # fmt: skip
-            multiply(before, row, batch, pointers[8], hidden, first, last - first, hidden, w, row, bias, 0, 0, hidden)
+            multiply(before, row, batch, pointers[8], hidden, first, panels, hidden, w, row, bias, 0, 0, hidden)
             for b in range(batch):
                 at = b * row + unit * item
                 if lengths != 0 and t >= runtime.peek(lengths, b):
@@ -85,14 +81,10 @@ def backward(dtype: np.dtype) -> Any:
         dy, dh, dgates, dinner = pointers[6], pointers[7], pointers[8], pointers[9]
         packed_rz, packed_n, lengths, zeros = pointers[10], pointers[11], pointers[12], pointers[13]
         reverse, flags = pointers[14], pointers[16]
-        member, members = runtime.member_of(place), min(runtime.members_of(place), pointers[15])
+        member, members, first, panels, unit, units = own_units(place, pointers[15], hidden, width)
         if member >= members:
             return
         row, row3 = hidden * item, 3 * hidden * item
-        panels = (hidden + width - 1) // width
-        first, last = panels * member // members, panels * (member + 1) // members
-        unit = first * width
-        units = min(last * width, hidden) - unit
         for s in range(steps):
             t = s if reverse else steps - 1 - s
             before = h + (t + 1 if reverse else t) * batch * row
@@ -110,8 +102,7 @@ def backward(dtype: np.dtype) -> Any:
                     dg + at3, dw + at, hidden, units,
                 )  # fmt: skip
             meet(flags, member, members, s + 1)
-            count = last - first
-            multiply(dw, row, batch, packed_n, hidden, first, count, hidden, dh, row, dh, row, 0, hidden)
-            multiply(dg, row3, batch, packed_rz, 2 * hidden, first, count, hidden, dh, row, dh, row, 0, 2 * hidden)
+            multiply(dw, row, batch, packed_n, hidden, first, panels, hidden, dh, row, dh, row, 0, hidden)
+            multiply(dg, row3, batch, packed_rz, 2 * hidden, first, panels, hidden, dh, row, dh, row, 0, 2 * hidden)
 
     return kernel

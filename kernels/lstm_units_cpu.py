@@ -17,7 +17,7 @@ from . import runtime
 from .lstm_cell_cpu import gate_gradients, gate_values
 from .matmul_cpu import panel_columns, rows_by_panels
 from .meeting import meet
-from .recurrent_cpu import GATE_BYTES, copy_row, zero_row
+from .recurrent_cpu import GATE_BYTES, copy_row, own_units, zero_row
 from .simd import traced
 
 
@@ -37,14 +37,10 @@ def forward(dtype: np.dtype) -> Any:
     def kernel(place, pointers):
         steps, batch, hidden, gates, h, c = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]
         lengths, y, reverse, flags = pointers[10], pointers[11], pointers[12], pointers[14]
-        member, members = runtime.member_of(place), min(runtime.members_of(place), pointers[13])
+        member, members, first, panels, unit, units = own_units(place, pointers[13], hidden, width)
         if member >= members:
             return
         row, row4 = hidden * item, 4 * hidden * item
-        panels = (hidden + width - 1) // width
-        first, last = panels * member // members, panels * (member + 1) // members
-        unit = first * width
-        units = min(last * width, hidden) - unit
         for s in range(steps):
             t = steps - 1 - s if reverse else s
             before = (t + 1 if reverse else t) * batch * row
@@ -52,7 +48,7 @@ def forward(dtype: np.dtype) -> Any:
             for gate in range(4):
                 sums = gates + t * batch * row4 + gate * row
                 multiply(
-                    h + before, row, batch, pointers[6 + gate], hidden, first, last - first, hidden, sums, row4,
+                    h + before, row, batch, pointers[6 + gate], hidden, first, panels, hidden, sums, row4,
                     sums, row4, 0, hidden,
                 )  # fmt: skip
             for b in range(batch):
@@ -87,14 +83,10 @@ def backward(dtype: np.dtype) -> Any:
         steps, batch, hidden, gates, c = pointers[0], pointers[1], pointers[2], pointers[3], pointers[4]
         dy, dh, dc, dgates, packed = pointers[5], pointers[6], pointers[7], pointers[8], pointers[9]
         lengths, zeros, reverse, flags = pointers[10], pointers[11], pointers[12], pointers[14]
-        member, members = runtime.member_of(place), min(runtime.members_of(place), pointers[13])
+        member, members, first, panels, unit, units = own_units(place, pointers[13], hidden, width)
         if member >= members:
             return
         row, row4 = hidden * item, 4 * hidden * item
-        panels = (hidden + width - 1) // width
-        first, last = panels * member // members, panels * (member + 1) // members
-        unit = first * width
-        units = min(last * width, hidden) - unit
         for s in range(steps):
             t = s if reverse else steps - 1 - s
             before = (t + 1 if reverse else t) * batch * row
@@ -108,7 +100,7 @@ def backward(dtype: np.dtype) -> Any:
                 gates_backward(gates + at4, c + before + at, above, dh + at, dc + at, dgates + at4, hidden, units)
             meet(flags, member, members, s + 1)
             multiply(
-                dgates + t * batch * row4, row4, batch, packed, 4 * hidden, first, last - first, hidden,
+                dgates + t * batch * row4, row4, batch, packed, 4 * hidden, first, panels, hidden,
                 dh, row, dh, row, 0, 4 * hidden,
             )  # fmt: skip
 

@@ -52,6 +52,16 @@ def parts_of_units(batch: int, gates: int, hidden: int, dtype: np.dtype) -> int:
     return parts
 
 
+@runtime.inner
+def own_units(place, parts, hidden, width):
+    """Return, of a thread among those that split the units: its place, their number, first panel, panels, first unit,
+    units. A panel has `width` columns. A thread whose place is the number or more has nothing to do."""
+    member, members = runtime.member_of(place), min(runtime.members_of(place), parts)
+    panels = (hidden + width - 1) // width
+    first, last = panels * member // members, panels * (member + 1) // members
+    return member, members, first, last - first, first * width, min(last * width, hidden) - first * width
+
+
 def zeroed_padding(x: Array, lengths: Array | None) -> Array:
     """Return x (T, B, I) with zeros past each length: what lies there, NaN perhaps, must reach no gradient."""
     if lengths is None:
