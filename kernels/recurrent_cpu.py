@@ -36,8 +36,9 @@ def parts_of_units(batch: int, gates: int, hidden: int, dtype: np.dtype) -> int:
     """Return into how many parts the hidden units are split, where that is better than by sequences; else 0.
 
     By units each thread reads its own columns of W_hh alone, but all meet after each step. An LSTM with H = 256 took
-    on two threads 0.54 of the time with one sequence, 0.7 with two, 0.8 with four and 0.97 with eight; with H = 128
-    0.84, 0.8 and from four on no less; with twelve and more there was no difference beyond 2 %.
+    on two threads 0.54 of the time with one sequence, 0.65 with two, 0.8 to 0.9 with three and four, 0.97 with eight;
+    with H = 128 0.84, 0.91 with two and three, and 1.07 with four; with twelve and more there was no difference beyond
+    2 %.
     """
     threads = runtime.team_size()
     parts = min(threads, -(-hidden // panel_columns(dtype)))
