@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from fastgrad.kernels import gru_cpu, lstm_cpu, meeting, recurrent_cpu, runtime
+from fastgrad.kernels import gru_cpu, gru_units_cpu, lstm_cpu, lstm_units_cpu, meeting, recurrent_cpu, runtime
 from support import random
 
 import fastgrad
@@ -107,14 +107,37 @@ def test_several_threads_of_python_at_once(threads):
 
 
 def test_what_comes_between_steps_goes_by_sequences(threads, monkeypatch):
-    """Zoneout, dropout and a bound of the state's gradient are of the other kernels."""
-    monkeypatch.setattr(runtime, "TOGETHER", None)  # no launch has this
+    """Zoneout, a bound of the state's gradient and the paper's GRU are of the other kernels."""
+
+    def refuse(*key):
+        raise AssertionError("these kernels know nothing of what comes between steps")
+
+    def gru_of(refused, bound=None, **options):
+        with monkeypatch.context() as patch:
+            for name in refused:
+                patch.setattr(gru_units_cpu, name, refuse)
+            _, _, saved = fastgrad.gru(x, h, *weights, **options)
+            fastgrad.gru_backward(None, h, saved, state_grad_clip=bound)
+
+    def lstm_of(refused, bound=None, **options):
+        with monkeypatch.context() as patch:
+            for name in refused:
+                patch.setattr(lstm_units_cpu, name, refuse)
+            _, _, saved = fastgrad.lstm(x, h, h, *wide, **options)
+            fastgrad.lstm_backward(None, h, None, saved, state_grad_clip=bound)
+
     x, h = random(0, (3, 1, 4), np.float32), random(1, (1, 256), np.float32)
     weights = random(2, (768, 4), np.float32), random(3, (768, 256), np.float32)
-    _, _, saved = fastgrad.gru(x, h, *weights, zoneout_h=0.5, seed=1)
-    fastgrad.gru_backward(None, h, saved)
-    _, _, saved = fastgrad.gru(x, h, *weights, reset_after=False)
-    fastgrad.gru_backward(None, h, saved)
+    wide = random(4, (1024, 4), np.float32), random(5, (1024, 256), np.float32)
+    with pytest.raises(AssertionError, match="between steps"):
+        lstm_of(["forward"])
+    lstm_of(["forward", "backward"], zoneout_c=0.5, seed=1)
+    lstm_of(["backward"], bound=0.1)
+    with pytest.raises(AssertionError, match="between steps"):  # these sizes go by units
+        gru_of(["forward"])
+    gru_of(["forward", "backward"], zoneout_h=0.5, seed=1)
+    gru_of(["forward", "backward"], reset_after=False)
+    gru_of(["backward"], bound=0.1)
 
 
 TEAMS = """
